@@ -1,0 +1,101 @@
+"""What a person reads while it runs. Process 0 speaks."""
+
+import math
+import time
+
+import jax
+
+from psp_jax import metrics
+
+
+def say(*lines: str) -> None:
+  if jax.process_index() == 0:
+    print(*lines, sep="\n", flush=True)
+
+
+def duration(seconds: float) -> str:
+  """75 -> "1:15", 3700 -> "1:01:40"."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return (f"{hours}:{minutes:02}:{seconds:02}" if hours
+          else f"{minutes}:{seconds:02}")
+
+
+def describe_run(config, model, num_parameters: int, mesh, data: str,
+                 workdir) -> None:
+  """What will run, before it does."""
+  devices = mesh.devices.ravel()
+  pyramid = (f"pyramid {model.bins}, {model.pool}" if model.bins
+             else "no pyramid")
+  weights = config.model.pretrained or "random"
+  say(f"data       {data}",
+      f"model      PSPNet, ResNet-{model.depth} x {model.width_multiplier:g}, "
+      f"output stride {model.output_stride}, {pyramid}, {model.num_classes} "
+      "classes",
+      f"parameters {num_parameters:,}, starting from {weights}",
+      f"devices    {len(devices)} x {devices[0].device_kind} in "
+      f"{jax.process_count()} process(es), mesh "
+      + " x ".join(f"{k} {v}" for k, v in mesh.shape.items()),
+      f"precision  {model.dtype.__name__} activations, float32 parameters",
+      f"steps      {config.num_train_steps:,} of {config.global_batch_size} "
+      f"crops of {config.data.crop_size}x{config.data.crop_size}",
+      f"workdir    {workdir}")
+
+
+class Progress:
+  """Rates and time left, counted from the second step (the first compiles)."""
+
+  def __init__(self, first_step: int, num_steps: int, batch_size: int):
+    self._num_steps = num_steps
+    self._batch_size = batch_size
+    self._mark = None
+    self._first_step = first_step
+
+  def line(self, step: int, values: dict[str, float]) -> str:
+    """`step` steps are done; also starts the clock when first called."""
+    text = (f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}  "
+            f"loss {values['loss']:.4f}  pixels {values['pixel_accuracy']:.3f}"
+            f"  lr {values['learning_rate']:.5f}")
+    rate = self.images_per_second(step)
+    if rate:
+      left = (self._num_steps - step) * self._batch_size / rate
+      text += f"  {rate:.1f} images/s  {duration(left)} left"
+    return text
+
+  def start(self, step: int) -> None:
+    self._mark = (step, time.monotonic())
+
+  def images_per_second(self, step: int) -> float:
+    """Since `start`; 0 when unknown."""
+    if self._mark is None or step <= self._mark[0]:
+      return 0.0
+    elapsed = time.monotonic() - self._mark[1]
+    return (step - self._mark[0]) * self._batch_size / elapsed
+
+  def pause(self):
+    """Validation and saving do not count: `resume` with what this returns."""
+    return time.monotonic()
+
+  def resume(self, paused_at: float) -> None:
+    if self._mark is not None:
+      step, mark = self._mark
+      self._mark = (step, mark + time.monotonic() - paused_at)
+
+
+def summary(scores: metrics.Scores) -> str:
+  return (f"mIoU {scores.miou:.2%}  mean accuracy {scores.mean_accuracy:.2%}"
+          f"  pixel accuracy {scores.pixel_accuracy:.2%}")
+
+
+def score_table(scores: metrics.Scores, class_names) -> str:
+  """One line a class, then the summary."""
+  width = max(map(len, class_names))
+  rows = [f"{'class':<{width}}     IoU  accuracy"]
+  for name, iou, accuracy in zip(
+      class_names, scores.per_class_iou, scores.per_class_accuracy):
+    rows.append(f"{name:<{width}}  {_percent(iou):>6}  {_percent(accuracy):>8}")
+  return "\n".join([*rows, summary(scores)])
+
+
+def _percent(fraction: float) -> str:
+  return "absent" if math.isnan(fraction) else f"{100 * fraction:.2f}"

@@ -1,0 +1,88 @@
+"""Every config field with its default: the paper's recipe for ADE20K.
+
+Files in configs/ start from here and change what they need. The only import
+is ml_collections, so that a config can be read anywhere.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  c.num_train_steps = 150_000
+  c.global_batch_size = 16
+
+  c.model = ml_collections.ConfigDict()
+  c.model.num_classes = 150
+  c.model.depth = 50  # 10, 14, 18, 34, 50, 101, 152, 269.
+  c.model.stem = "64-64-128"  # Or "32-32-64" (V1c), "7x7".
+  c.model.stride_in = "3x3"  # Or "1x1" (the original ResNet).
+  c.model.output_stride = 8  # Or 16, 32.
+  c.model.contract_dilation = False  # True: mmseg, torchvision, timm.
+  c.model.width_multiplier = 1.0  # Of the backbone; the heads follow.
+  c.model.pyramid = ml_collections.ConfigDict()
+  c.model.pyramid.bins = (1, 2, 3, 6)  # () for no pyramid.
+  c.model.pyramid.pool = "average"  # Or "max".
+  c.model.pyramid.reduce = True  # 1x1 dimension reduction, Table 1's "DR".
+  c.model.head_channels = config_dict.placeholder(int)  # None: a quarter.
+  c.model.auxiliary = True
+  c.model.aux_channels = config_dict.placeholder(int)  # None: a quarter.
+  c.model.aux_loss_weight = 0.4
+  c.model.dropout = 0.1
+  c.model.dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU.
+  c.model.pretrained = ""  # An ImageNet backbone, .npz.
+
+  c.optimizer = ml_collections.ConfigDict()
+  c.optimizer.base_lr = 0.01
+  c.optimizer.end_lr = 0.0
+  c.optimizer.poly_power = 0.9
+  c.optimizer.momentum = 0.9
+  c.optimizer.weight_decay = 1e-4
+  c.optimizer.decay_norm_and_bias = True  # semseg; False: the Caffe release.
+  c.optimizer.head_lr_multiplier = 10.0
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = "ade20k"
+  c.data.train_split = "train"
+  c.data.manual_dir = ""  # A copy of the dataset on this machine.
+  c.data.data_dir = ""  # Of the prepared files; "": ~/tensorflow_datasets.
+  c.data.crop_size = 473
+  c.data.num_threads = 16
+  c.data.augment = ml_collections.ConfigDict()
+  c.data.augment.scale = (0.5, 2.0)
+  c.data.augment.rotate_degrees = 10.0
+  c.data.augment.rotate_probability = 0.5
+  c.data.augment.blur_probability = 0.5
+  c.data.augment.mirror_probability = 0.5
+
+  c.mesh = ml_collections.ConfigDict()
+  c.mesh.data = -1  # -1: all devices that `space` leaves.
+  c.mesh.space = 1
+
+  c.eval = ml_collections.ConfigDict()
+  c.eval.split = "val"
+  c.eval.window = "sliding"  # Or "whole": each image in one piece.
+  c.eval.window_size = config_dict.placeholder(int)  # None: the crop size.
+  c.eval.stride_fraction = 2 / 3
+  c.eval.scales = (1.0,)
+  c.eval.base_size = 512  # Long side at scale 1; 0: the image's own.
+  c.eval.flip = True
+  c.eval.window_batch = 4  # Windows a device in one forward pass.
+  c.eval.absent_classes = "skip"  # Or "zero" (semseg), in the means.
+  c.eval.num_images = 0  # 0: the whole split.
+  c.eval.step = config_dict.placeholder(int)  # None: the last checkpoint.
+  c.eval.contact_sheet_images = 8
+
+  c.validation = ml_collections.ConfigDict()
+  c.validation.split = "val"
+  c.validation.every_steps = 5_000  # 0: never.
+  c.validation.num_images = 100
+
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every_steps = 1_000
+  c.checkpoint.keep = 3
+
+  c.log_every_steps = 50
+  return c

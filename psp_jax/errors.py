@@ -1,0 +1,24 @@
+"""Errors that a user can mend: `main` prints them as one line, exit code 2.
+
+Everything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+  """Base of all errors whose message names the thing and the remedy."""
+
+
+class ConfigError(UserError):
+  """A config field or flag that cannot work."""
+
+
+class DataError(UserError):
+  """A dataset, image or mask that cannot be used."""
+
+
+class CheckpointError(UserError):
+  """A checkpoint or weights file that does not fit the model."""
+
+
+class NonFiniteError(UserError):
+  """Training produced NaN or Inf; no checkpoint holds it."""

@@ -1,0 +1,62 @@
+"""Flax modules. The rest of psp_jax sees only `create_model`."""
+
+import jax
+import jax.numpy as jnp
+
+from psp_jax.errors import ConfigError
+from psp_jax.models.pspnet import PSPNet
+from psp_jax.models.resnet import ARCHITECTURES, STEMS
+
+__all__ = ["PSPNet", "create_model"]
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def create_model(config) -> PSPNet:
+  """The Flax module that `config.model` describes.
+
+  `model.init(key, images, train=True)` builds every parameter, the auxiliary
+  head's included. `model.apply` takes normalised NHWC images and gives logits
+  at their resolution; see `PSPNet`.
+
+  Args:
+    config: a whole config, as `get_config()` returns it.
+
+  Raises:
+    ConfigError: a field names something that does not exist.
+  """
+  c = config.model
+  _one_of("model.depth", c.depth, ARCHITECTURES)
+  _one_of("model.stem", c.stem, STEMS)
+  _one_of("model.output_stride", c.output_stride, (8, 16, 32))
+  _one_of("model.stride_in", c.stride_in, ("3x3", "1x1"))
+  _one_of("model.pyramid.pool", c.pyramid.pool, ("average", "max"))
+  _one_of("model.dtype", c.dtype, ("auto", *_DTYPES))
+  bins = tuple(c.pyramid.bins)
+  if any(not isinstance(b, int) or b < 1 for b in bins):
+    raise ConfigError(f"model.pyramid.bins={bins}: use positive integers, "
+                      "such as (1, 2, 3, 6), or () for no pyramid")
+  if len(set(bins)) < len(bins):
+    raise ConfigError(f"model.pyramid.bins={bins}: name each size once")
+  return PSPNet(
+      num_classes=c.num_classes, depth=c.depth, stem=c.stem,
+      output_stride=c.output_stride, stride_in=c.stride_in,
+      contract_dilation=c.contract_dilation,
+      width_multiplier=c.width_multiplier, bins=bins,
+      pool=c.pyramid.pool, reduce=c.pyramid.reduce,
+      head_channels=c.head_channels, auxiliary=c.auxiliary,
+      aux_channels=c.aux_channels, dropout=c.dropout,
+      dtype=compute_dtype(c.dtype))
+
+
+def compute_dtype(name: str):
+  """The activations' dtype; "auto" is bf16 where the hardware has it."""
+  if name == "auto":
+    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  return _DTYPES[name]
+
+
+def _one_of(field, value, choices):
+  if value not in choices:
+    raise ConfigError(f"config.{field}={value!r}: choose one of "
+                      f"{', '.join(map(repr, choices))}")

@@ -1,0 +1,127 @@
+"""PSPNet: pyramid pooling over a dilated ResNet (Zhao et al., CVPR 2017).
+
+The 3x3 head convolution over [features, upsampled bins] is computed without
+building that concatenation: convolution and bilinear upsampling are both
+linear, so each bin's share is a handful of small matrix products. The result
+is exact and the kernel keeps its published layout, (3, 3, 4096, 512).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from psp_jax.models import pooling
+from psp_jax.models.layers import (
+  BatchNorm,
+  Conv,
+  ConvBNReLU,
+  conv2d,
+  torch_uniform,
+)
+from psp_jax.models.resnet import ResNet
+
+
+class PyramidHead(nn.Module):
+  """Pyramid pooling and the 3x3 fuse convolution (paper section 3.2).
+
+  `bins=()` leaves the pyramid out: the dilated FCN baseline of Table 1. With
+  `reduce=False` the pooled features keep their channels (no "DR").
+  """
+  features: int
+  bins: tuple[int, ...] = (1, 2, 3, 6)
+  pool: str = "average"
+  reduce: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    height, width, channels = x.shape[1:]
+    branches = []
+    for size in self.bins:
+      z = pooling.adaptive_pool(x, size, self.pool)
+      if self.reduce:
+        z = ConvBNReLU(channels // len(self.bins), 1,
+                       kernel_init=torch_uniform, dtype=self.dtype,
+                       name=f"bin{size}")(z, train)
+      branches.append(z)
+
+    fused = channels + sum(z.shape[-1] for z in branches)
+    kernel = self.param("kernel", torch_uniform,
+                        (3, 3, fused, self.features), jnp.float32)
+    kernel = kernel.astype(self.dtype)
+    y = conv2d(x, kernel[:, :, :channels])
+    start = channels
+    for z in branches:
+      part = kernel[:, :, start:start + z.shape[-1]]
+      y = y + pooling.conv3x3_of_upsampled(z, part, height, width)
+      start += z.shape[-1]
+    return nn.relu(BatchNorm(dtype=self.dtype, name="bn")(y, train))
+
+
+class Classifier(nn.Module):
+  """Channel dropout (torch's Dropout2d) and the 1x1 classifier."""
+  num_classes: int
+  dropout: float = 0.1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    x = nn.Dropout(self.dropout, broadcast_dims=(1, 2),
+                   deterministic=not train)(x)
+    return Conv(self.num_classes, 1, use_bias=True, kernel_init=torch_uniform,
+                dtype=self.dtype, name="conv")(x)
+
+
+class PSPNet(nn.Module):
+  """Normalised NHWC images to class logits at the input's resolution.
+
+  With `train=True` returns (logits, auxiliary logits), both float32
+  (N, H, W, classes); the second is None where `auxiliary` is off. With
+  `train=False`, the logits alone; the auxiliary head is not computed.
+  `head_channels` and `aux_channels` default to a quarter of their input's,
+  which is 512 and 256 for the bottleneck nets.
+  """
+  num_classes: int
+  depth: int = 50
+  stem: str = "64-64-128"
+  output_stride: int = 8
+  stride_in: str = "3x3"
+  contract_dilation: bool = False
+  width_multiplier: float = 1.0
+  bins: tuple[int, ...] = (1, 2, 3, 6)
+  pool: str = "average"
+  reduce: bool = True
+  head_channels: int | None = None
+  auxiliary: bool = True
+  aux_channels: int | None = None
+  dropout: float = 0.1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False):
+    size = images.shape[1:3]
+    layer3, layer4 = ResNet(
+        self.depth, self.stem, self.output_stride, self.stride_in,
+        self.contract_dilation, self.width_multiplier, dtype=self.dtype,
+        name="backbone")(images.astype(self.dtype), train)
+
+    x = PyramidHead(
+        self.head_channels or layer4.shape[-1] // 4, self.bins, self.pool,
+        self.reduce, dtype=self.dtype, name="pyramid")(layer4, train)
+    logits = Classifier(self.num_classes, self.dropout, dtype=self.dtype,
+                        name="classifier")(x, train)
+    logits = pooling.resize_align_corners(logits.astype(jnp.float32), *size)
+    if not train:
+      return logits
+
+    aux_logits = None
+    if self.auxiliary:
+      x = ConvBNReLU(self.aux_channels or layer3.shape[-1] // 4,
+                     kernel_init=torch_uniform, dtype=self.dtype,
+                     name="aux")(layer3, train)
+      x = Classifier(self.num_classes, self.dropout, dtype=self.dtype,
+                     name="aux_classifier")(x, train)
+      aux_logits = pooling.resize_align_corners(x.astype(jnp.float32), *size)
+    return logits, aux_logits

@@ -1,0 +1,134 @@
+"""Dilated ResNets (He et al. 2016; PSPNet section 4; semseg model/resnet.py).
+
+The published PSPNets dilate *every* 3x3 of layer3 by 2 and of layer4 by 4,
+the first block included. `contract_dilation` gives the other convention
+(mmsegmentation, torchvision, timm), whose first block keeps the dilation of
+the stage before it.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from psp_jax.models.layers import ConvBNReLU, max_pool_3x3
+
+# depth -> (blocks of layer1..4, block kind). 10 and 14 are timm's one-block
+# stages: nets for small machines, and the ones whose receptive field is small.
+ARCHITECTURES = {
+    10: ((1, 1, 1, 1), "basic"),
+    14: ((1, 1, 1, 1), "bottleneck"),
+    18: ((2, 2, 2, 2), "basic"),
+    34: ((3, 4, 6, 3), "basic"),
+    50: ((3, 4, 6, 3), "bottleneck"),
+    101: ((3, 4, 23, 3), "bottleneck"),
+    152: ((3, 8, 36, 3), "bottleneck"),
+    269: ((3, 30, 48, 8), "bottleneck"),
+}
+# Output channels of the stem's convolutions; "7x7" is the ImageNet original.
+STEMS = {"64-64-128": (64, 64, 128), "32-32-64": (32, 32, 64), "7x7": (64,)}
+EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+def stage_geometry(output_stride: int) -> tuple[tuple[int, int], ...]:
+  """(stride, dilation) of layer1..4 at output stride 8, 16 or 32."""
+  return {
+      8: ((1, 1), (2, 1), (1, 2), (1, 4)),
+      16: ((1, 1), (2, 1), (2, 1), (1, 2)),
+      32: ((1, 1), (2, 1), (2, 1), (2, 1)),
+  }[output_stride]
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions; dilation in the first, as mmsegmentation's."""
+  features: int
+  stride: int = 1
+  dilation: int = 1
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    y = ConvBNReLU(self.features, 3, self.stride, self.dilation,
+                   dtype=self.dtype, name="conv1")(x, train)
+    y = ConvBNReLU(self.features, 3, relu=False, dtype=self.dtype,
+                   name="conv2")(y, train)
+    if y.shape != x.shape:
+      x = ConvBNReLU(self.features, 1, self.stride, relu=False,
+                     dtype=self.dtype, name="downsample")(x, train)
+    return nn.relu(x + y)
+
+
+class BottleneckBlock(nn.Module):
+  """1x1 - 3x3 - 1x1; dilation in the 3x3, stride there or in the first 1x1."""
+  features: int  # After the expansion by 4.
+  stride: int = 1
+  dilation: int = 1
+  stride_in: str = "3x3"
+  first: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    inner = self.features // EXPANSION["bottleneck"]
+    stride1, stride2 = ((self.stride, 1) if self.stride_in == "1x1"
+                        else (1, self.stride))
+    y = ConvBNReLU(inner, 1, stride1, dtype=self.dtype,
+                   name="conv1")(x, train)
+    y = ConvBNReLU(inner, 3, stride2, self.dilation, dtype=self.dtype,
+                   name="conv2")(y, train)
+    y = ConvBNReLU(self.features, 1, relu=False, dtype=self.dtype,
+                   name="conv3")(y, train)
+    if self.first:
+      x = ConvBNReLU(self.features, 1, self.stride, relu=False,
+                     dtype=self.dtype, name="downsample")(x, train)
+    return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+  """(N, H, W, 3) -> features of layer3 (for the auxiliary head) and layer4."""
+  depth: int = 50
+  stem: str = "64-64-128"
+  output_stride: int = 8
+  stride_in: str = "3x3"
+  contract_dilation: bool = False
+  width_multiplier: float = 1.0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool):
+    blocks, kind = ARCHITECTURES[self.depth]
+    stem = [self._width(c) for c in STEMS[self.stem]]
+    if len(stem) == 1:
+      x = ConvBNReLU(stem[0], 7, 2, dtype=self.dtype,
+                     name="stem_conv1")(x, train)
+    else:
+      for i, features in enumerate(stem):
+        x = ConvBNReLU(features, 3, 2 if i == 0 else 1, dtype=self.dtype,
+                       name=f"stem_conv{i + 1}")(x, train)
+    x = max_pool_3x3(x)
+
+    taps = []
+    dilation_before = 1
+    geometry = stage_geometry(self.output_stride)
+    for stage, (num_blocks, (stride, dilation)) in enumerate(
+        zip(blocks, geometry), start=1):
+      features = self._width(64 * 2**(stage - 1)) * EXPANSION[kind]
+      for b in range(num_blocks):
+        contracted = b == 0 and self.contract_dilation
+        x = self._block(kind, features, stride if b == 0 else 1,
+                        dilation_before if contracted else dilation,
+                        first=b == 0, name=f"layer{stage}_{b}")(x, train)
+      dilation_before = dilation
+      taps.append(x)
+    return taps[2], taps[3]
+
+  def _width(self, channels: int) -> int:
+    return max(1, round(channels * self.width_multiplier))
+
+  def _block(self, kind, features, stride, dilation, first, name):
+    common = dict(features=features, stride=stride, dilation=dilation,
+                  dtype=self.dtype, name=name)
+    if kind == "basic":
+      return BasicBlock(**common)
+    return BottleneckBlock(stride_in=self.stride_in, first=first, **common)

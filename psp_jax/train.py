@@ -1,0 +1,198 @@
+"""A training run, read top to bottom."""
+
+import functools
+import json
+import math
+import pathlib
+
+import jax
+
+from psp_jax import (
+  checkpoint,
+  console,
+  evaluate,
+  pretrained,
+  sharding,
+  train_step,
+)
+from psp_jax.data import datasets, input_pipeline
+from psp_jax.errors import ConfigError, NonFiniteError
+from psp_jax.models import create_model
+
+
+def train(config, workdir: pathlib.Path) -> None:
+  """Trains to `config.num_train_steps`, then evaluates.
+
+  Started again on the same workdir it goes on from the last checkpoint.
+
+  Raises:
+    UserError: what is wrong and what to do; no earlier checkpoint is touched.
+  """
+  # ---- What can be refused before any work is done.
+  mesh = sharding.create_mesh(config.mesh.data, config.mesh.space)
+  sharding.check_batch(config.global_batch_size, mesh)
+  sharding.check_crop(config.data.crop_size, mesh)
+  model = create_model(config)
+  taxonomy = datasets.taxonomy(config.data.name)
+  check_classes(config, taxonomy)
+  evaluator = evaluate.Evaluator(model, config)
+
+  # ---- Data.
+  train_split = datasets.open_split(config, config.data.train_split)
+  validation_split = datasets.open_split(config, config.validation.split)
+  eval_split = datasets.open_split(config, config.eval.split)
+
+  # ---- State: pretrained or random, then the last checkpoint if there is one.
+  variables = train_step.initialize(model, config)
+  if config.model.pretrained:
+    variables = pretrained.load_backbone(config.model.pretrained, variables)
+  state = train_step.create_train_state(model, config, variables)
+  state = jax.device_put(state, sharding.replicated(mesh))
+  workdir.mkdir(parents=True, exist_ok=True)
+  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
+  if checkpoints.latest_step() is not None:
+    state = checkpoints.restore(state)
+  first_step = int(state.step)
+  save_config(config, workdir)
+
+  console.describe_run(
+      config, model, sum(p.size for p in jax.tree.leaves(state.params)), mesh,
+      f"{config.data.name}, {len(train_split):,} to train on, "
+      f"{len(eval_split):,} to score", workdir)
+  if first_step:
+    console.say(f"resumed    from the checkpoint of step {first_step:,}")
+  if first_step < config.num_train_steps:
+    console.say("compiling  the first step takes a while")
+
+  # ---- The step, compiled once.
+  replicated = sharding.replicated(mesh)
+  step_fn = jax.jit(
+      functools.partial(train_step.train_step, model=model, config=config),
+      in_shardings=(replicated, sharding.batch_sharding(mesh)),
+      out_shardings=replicated, donate_argnums=0)
+
+  # ---- The loop. Step s is checked while step s + 1 runs on the device.
+  writer = create_writer(workdir)
+  progress = console.Progress(
+      first_step, config.num_train_steps, config.global_batch_size)
+  batches = input_pipeline.train_batches(train_split, config, first_step)
+  pending = None
+  for step in range(first_step + 1, config.num_train_steps + 1):
+    batch = sharding.shard_batch(next(batches), mesh)
+    state, metrics = step_fn(state, batch)
+    if pending is not None:
+      check_finite(*pending)
+    pending = step, metrics
+    if step == first_step + 1:
+      check_finite(*pending)  # Waits for the compilation and the first step.
+      progress.start(step)
+
+    last = step == config.num_train_steps
+    if _due(step, config.log_every_steps) or last or step == first_step + 1:
+      values = check_finite(*pending)
+      console.say(progress.line(step, values))
+      writer.write_scalars(step, dict(
+          values, images_per_second=progress.images_per_second(step)))
+
+    if _due(step, config.checkpoint.every_steps) or last:
+      check_finite(*pending)
+      paused_at = progress.pause()
+      checkpoints.save(state)
+      progress.resume(paused_at)
+
+    if _due(step, config.validation.every_steps) and not last:
+      paused_at = progress.pause()
+      confusion, _ = evaluator.run(
+          state, validation_split, config.validation.num_images)
+      scores = evaluate.score(confusion, config)
+      console.say(f"validation {console.summary(scores)}  "
+                  f"({int(confusion.sum()):,} pixels)")
+      writer.write_scalars(step, {"validation/miou": scores.miou})
+      progress.resume(paused_at)
+
+  # ---- The end.
+  checkpoints.close()
+  finish(evaluator, state, eval_split, config, workdir, writer)
+  writer.close()
+
+
+def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
+  """Scores the checkpoint of `config.eval.step`, or the last.
+
+  Raises:
+    UserError: there is no such checkpoint, or it does not fit the config.
+  """
+  checkpoints = checkpoint.Checkpoints.existing(workdir)
+  model = create_model(config)
+  check_classes(config, datasets.taxonomy(config.data.name))
+  evaluator = evaluate.Evaluator(model, config)
+  split = datasets.open_split(config, config.eval.split)
+  mesh = sharding.create_mesh()
+  shapes = jax.eval_shape(lambda: train_step.create_train_state(model, config))
+  like = jax.tree.map(
+      lambda s: jax.ShapeDtypeStruct(
+          s.shape, s.dtype, sharding=sharding.replicated(mesh)), shapes)
+  state = checkpoints.restore(like, config.eval.step)
+  checkpoints.close()
+  writer = create_writer(workdir)
+  finish(evaluator, state, split, config, workdir, writer)
+  writer.close()
+
+
+def finish(evaluator, state, split, config, workdir, writer) -> None:
+  """The evaluation that ends a run: console, eval.json, contact sheet."""
+  step = int(state.step)
+  console.say(f"evaluation of step {step:,} on {config.data.name} "
+              f"{config.eval.split}, {evaluator.protocol.as_json()}")
+  confusion, kept = evaluator.run(
+      state, split, config.eval.num_images, config.eval.contact_sheet_images)
+  scores = evaluate.score(confusion, config)
+  count = len(input_pipeline.subset_indices(
+      len(split), config.eval.num_images))
+  evaluate.write_results(workdir, scores, split.taxonomy, evaluator.protocol,
+                         count, step, kept)
+  writer.write_scalars(step, {
+      "eval/miou": scores.miou, "eval/mean_accuracy": scores.mean_accuracy,
+      "eval/pixel_accuracy": scores.pixel_accuracy})
+  console.say(console.score_table(scores, split.taxonomy.class_names),
+              f"written to {workdir}: eval.json, contact_sheet.png")
+
+
+def check_classes(config, taxonomy) -> None:
+  if config.model.num_classes != taxonomy.num_classes:
+    raise ConfigError(
+        f"config.model.num_classes={config.model.num_classes}, but "
+        f"{config.data.name} has {taxonomy.num_classes} classes")
+
+
+def check_finite(step: int, metrics) -> dict[str, float]:
+  """The metrics as floats; waits for the step.
+
+  Raises:
+    NonFiniteError: the loss or the gradient is NaN or infinite.
+  """
+  values = {name: float(value) for name, value in metrics.items()}
+  for name in ("loss", "grad_norm"):
+    if not math.isfinite(values[name]):
+      raise NonFiniteError(
+          f"{name} is {values[name]} at step {step}, learning rate "
+          f"{values['learning_rate']:.3g}: stopped; the checkpoints before it "
+          "are good. Lower config.optimizer.base_lr and start again")
+  return values
+
+
+def save_config(config, workdir: pathlib.Path) -> None:
+  if jax.process_index() == 0:
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    (workdir / "config.json").write_text(text + "\n")
+
+
+def create_writer(workdir: pathlib.Path):
+  # Imports TensorFlow, which takes seconds: only where it is used.
+  from clu import metric_writers
+  return metric_writers.create_default_writer(
+      str(workdir), just_logging=jax.process_index() > 0, asynchronous=True)
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0

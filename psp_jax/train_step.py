@@ -1,0 +1,78 @@
+"""The state of training and the pure step that advances it."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from psp_jax import losses, optimizers
+from psp_jax.data.normalize import normalize
+from psp_jax.data.taxonomy import IGNORE_LABEL
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a run is, together with (config, seed): a plain pytree."""
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+
+def create_train_state(model, config, variables=None) -> TrainState:
+  """A fresh state; `variables` (pretrained) or random from `config.seed`."""
+  if variables is None:
+    variables = initialize(model, config)
+  optimizer = optimizers.create_optimizer(config)
+  return TrainState(
+      step=jnp.zeros((), jnp.int32), params=variables["params"],
+      batch_stats=variables["batch_stats"],
+      opt_state=optimizer.init(variables["params"]))
+
+
+def initialize(model, config):
+  """{"params", "batch_stats"} drawn from `config.seed`."""
+  # Parameter shapes do not depend on the image size: a small one is quick.
+  images = jnp.zeros((1, 65, 65, 3))
+  key = jax.random.key(config.seed)
+  return jax.jit(lambda: model.init(key, images, train=True))()
+
+
+def train_step(state: TrainState, batch, *, model, config):
+  """One SGD step on {"image": uint8 (N,H,W,3), "label": uint8 (N,H,W)}.
+
+  Dropout's key derives from (seed, step), so a resumed run draws the same.
+
+  Returns:
+    The next state and scalar metrics: loss, main_loss, aux_loss,
+    learning_rate, grad_norm, pixel_accuracy (of the crops).
+  """
+  key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+  images, labels = normalize(batch["image"]), batch["label"]
+
+  def loss_fn(params):
+    (logits, aux_logits), updates = model.apply(
+        {"params": params, "batch_stats": state.batch_stats}, images,
+        train=True, mutable=["batch_stats"], rngs={"dropout": key})
+    loss, parts = losses.segmentation_loss(
+        logits, aux_logits, labels, config.model.aux_loss_weight,
+        IGNORE_LABEL)
+    return loss, (updates["batch_stats"], parts, logits)
+
+  (loss, (batch_stats, parts, logits)), grads = jax.value_and_grad(
+      loss_fn, has_aux=True)(state.params)
+  updates, opt_state = optimizers.create_optimizer(config).update(
+      grads, state.opt_state, state.params)
+
+  valid = labels != IGNORE_LABEL
+  correct = valid & (jnp.argmax(logits, -1) == labels)
+  metrics = dict(
+      parts, loss=loss, grad_norm=optax.global_norm(grads),
+      learning_rate=optimizers.poly_schedule(config)(state.step),
+      pixel_accuracy=correct.sum() / jnp.maximum(valid.sum(), 1))
+  next_state = TrainState(
+      step=state.step + 1, params=optax.apply_updates(state.params, updates),
+      batch_stats=batch_stats, opt_state=opt_state)
+  return next_state, metrics

@@ -1,0 +1,72 @@
+"""Label maps as colours, and the contact sheet."""
+
+import cv2
+import numpy as np
+
+_IGNORED = (0, 0, 0)
+_GAP = 4
+_TEXT_HEIGHT = 22
+
+
+def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
+  """(H, W) ids to (H, W, 3) uint8 RGB; ids past the palette are black."""
+  table = np.zeros((256, 3), np.uint8)
+  table[:] = _IGNORED
+  table[:len(palette)] = palette
+  return table[label]
+
+
+def contact_sheet(rows, taxonomy) -> np.ndarray:
+  """A row a record: image | truth | prediction, and a legend below.
+
+  Args:
+    rows: of (image (H, W, 3), truth (H, W), prediction (H, W)).
+    taxonomy: names and colours.
+
+  Returns:
+    (height, width, 3) uint8 RGB, white between the pictures.
+  """
+  palette = taxonomy.palette
+  pictures = [[image, colorize(truth, palette), colorize(guess, palette)]
+              for image, truth, guess in rows]
+  height = max(p.shape[0] for row in pictures for p in row)
+  width = max(p.shape[1] for row in pictures for p in row)
+  lines = [np.hstack([_framed(p, height, width) for p in row])
+           for row in pictures]
+  total = lines[0].shape[1]
+  header = np.full((_TEXT_HEIGHT, total, 3), 255, np.uint8)
+  for i, title in enumerate(("image", "truth", "prediction")):
+    _write(header, title, i * (width + _GAP) + 2)
+  return np.vstack([header, *lines, _legend(taxonomy, total)])
+
+
+def write_png(path, rgb: np.ndarray) -> None:
+  """Raises OSError where `path` cannot be written."""
+  done, data = cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))
+  assert done
+  with open(path, "wb") as file:
+    file.write(data.tobytes())
+
+
+def _framed(picture, height, width):
+  frame = np.full((height + _GAP, width + _GAP, 3), 255, np.uint8)
+  frame[:picture.shape[0], :picture.shape[1]] = picture
+  return frame
+
+
+def _legend(taxonomy, width):
+  cell = 110
+  columns = max(1, width // cell)
+  count = len(taxonomy.class_names)
+  legend = np.full((-(-count // columns) * _TEXT_HEIGHT, width, 3), 255,
+                   np.uint8)
+  for i, name in enumerate(taxonomy.class_names):
+    y, x = i // columns * _TEXT_HEIGHT, i % columns * cell
+    legend[y + 4:y + 18, x + 2:x + 16] = taxonomy.palette[i]
+    _write(legend[y:y + _TEXT_HEIGHT], name[:14], x + 20)
+  return legend
+
+
+def _write(strip, text, x):
+  cv2.putText(strip, text, (x, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42,
+              (40, 40, 40), 1, cv2.LINE_AA)

@@ -1,0 +1,48 @@
+"""The one source of the project's metadata."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="psp_jax",
+    version="0.1.0",
+    description="PSPNet scene parsing in JAX, for TPU, GPU and CPU",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["psp_jax", "psp_jax.*"]),
+    # JAX 0.10 is the newest for 3.11; 3.12 and 3.13 get 0.11 and later.
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",  # The modules (Linen).
+        "optax>=0.2.5",  # SGD, the poly schedule.
+        "orbax-checkpoint>=0.11",  # Checkpoints.
+        "tensorflow-datasets>=4.9.9",  # Prepares and stores the datasets.
+        "ml-collections>=1.1",  # Configs and their flags.
+        "clu>=0.0.12",  # TensorBoard events.
+        "absl-py>=2.1",  # Flags.
+        "numpy>=2",
+        "grain>=0.2.10",  # Shuffles and batches; its state is a step number.
+        "array_record>=0.7",  # The files that TFDS writes and Grain reads.
+        "opencv-python-headless>=4.10",  # Decoding and augmentation.
+        # What those need but do not ask for:
+        "tensorboard>=2.19",  # clu.metric_writers imports it.
+        "tensorflow-cpu>=2.19; platform_machine == 'x86_64' and "
+        "sys_platform == 'linux'",  # clu.metric_writers writes with it; the
+        "tensorflow>=2.19; platform_machine != 'x86_64' or "
+        "sys_platform != 'linux'",  # CPU build exists for x86 Linux alone.
+        "importlib_resources>=6",  # tensorflow-datasets imports it.
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": ["jax[cuda12]>=0.10"],
+        "test": ["pytest>=8", "ruff>=0.9"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)
