@@ -45,14 +45,13 @@ def describe_run(config, model, num_parameters: int, mesh, data: str,
 class Progress:
   """Rates and time left, counted from the second step (the first compiles)."""
 
-  def __init__(self, first_step: int, num_steps: int, batch_size: int):
+  def __init__(self, num_steps: int, batch_size: int):
     self._num_steps = num_steps
     self._batch_size = batch_size
     self._mark = None
-    self._first_step = first_step
 
   def line(self, step: int, values: dict[str, float]) -> str:
-    """`step` steps are done; also starts the clock when first called."""
+    """`step` steps are done, the last with these metrics."""
     text = (f"step {step:>{len(str(self._num_steps))}}/{self._num_steps}  "
             f"loss {values['loss']:.4f}  pixels {values['pixel_accuracy']:.3f}"
             f"  lr {values['learning_rate']:.5f}")
@@ -63,6 +62,7 @@ class Progress:
     return text
 
   def start(self, step: int) -> None:
+    """The clock: `step` has just been done."""
     self._mark = (step, time.monotonic())
 
   def images_per_second(self, step: int) -> float:

@@ -145,10 +145,11 @@ def write_results(workdir, scores, taxonomy, protocol, num_images: int,
   if jax.process_index() != 0:
     return
   result = {
-      "miou": scores.miou, "mean_accuracy": scores.mean_accuracy,
-      "pixel_accuracy": scores.pixel_accuracy,
+      "miou": _or_null(scores.miou),
+      "mean_accuracy": _or_null(scores.mean_accuracy),
+      "pixel_accuracy": _or_null(scores.pixel_accuracy),
       "per_class_iou": {
-          name: None if math.isnan(iou) else float(iou)
+          name: _or_null(iou)
           for name, iou in zip(taxonomy.class_names, scores.per_class_iou)},
       "num_images": num_images, "step": step,
       "protocol": protocol.as_json()}
@@ -156,3 +157,8 @@ def write_results(workdir, scores, taxonomy, protocol, num_images: int,
   if kept:
     visualize.write_png(workdir / "contact_sheet.png",
                         visualize.contact_sheet(kept, taxonomy))
+
+
+def _or_null(fraction) -> float | None:
+  """JSON has no NaN, which is what the score of no pixel at all is."""
+  return None if math.isnan(fraction) else float(fraction)

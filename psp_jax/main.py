@@ -6,6 +6,7 @@ mended first: one message says what.
 
 import os
 import pathlib
+import re
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,18 +25,41 @@ _MODE = flags.DEFINE_enum(
 
 
 def main(argv) -> None:
-  del argv
+  if argv[1:]:
+    raise UserError(f"{argv[1]!r}: not a flag; every option starts with --")
   # Late, so that --help and mistakes in flags answer at once.
   from psp_jax import train
 
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
-  config = _CONFIG.value
-  name = config_flags.get_config_filename(flags.FLAGS["config"])
-  workdir = pathlib.Path(_WORKDIR.value or
-                         pathlib.Path("runs") / pathlib.Path(name).stem)
+  workdir = pathlib.Path(
+      _WORKDIR.value or pathlib.Path("runs") / _config_file().stem)
   run = {"train": train.train, "eval": train.evaluate_checkpoint}[_MODE.value]
-  run(config, workdir.absolute())
+  run(_CONFIG.value, workdir.absolute())
+
+
+def _config_file() -> pathlib.Path:
+  return pathlib.Path(
+      config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def _parse(argv):
+  """Flag parsing whose mistakes are one line each."""
+  try:
+    argv = flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:
+    # ml_collections quotes its own quoted message; take the names from it.
+    field = re.search(r"\w[\w.]*", str(error))[0]
+    near = re.search(r'Did you mean "([\w.]+)"', str(error))
+    hint = f"did you mean {near[1]}?" if near else "default_config.py has all"
+    raise UserError(f"config has no field {field!r}; {hint}") from error
+  except (TypeError, ValueError, OSError, flags.Error) as error:
+    raise UserError(str(error).strip().splitlines()[-1].strip()) from error
+  if _CONFIG.value is None:
+    raise UserError("name a config: --config=configs/scenes.py")
+  if not _config_file().is_file():
+    raise UserError(f"--config={_config_file()}: no such file")
+  return argv
 
 
 def _cli() -> None:
@@ -44,19 +68,6 @@ def _cli() -> None:
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-
-
-def _parse(argv):
-  """Flag parsing whose mistakes are one line each."""
-  try:
-    argv = flags.FLAGS(argv)
-    if _CONFIG.value is None:
-      raise UserError("name a config: --config=configs/scenes.py")
-    return argv
-  except (AttributeError, KeyError, TypeError, ValueError, OSError,
-          flags.Error) as error:
-    message = str(error).strip("'\"")
-    raise UserError(message) from error
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def train(config, workdir: pathlib.Path) -> None:
   # ---- The loop. Step s is checked while step s + 1 runs on the device.
   writer = create_writer(workdir)
   progress = console.Progress(
-      first_step, config.num_train_steps, config.global_batch_size)
+      config.num_train_steps, config.global_batch_size)
   batches = input_pipeline.train_batches(train_split, config, first_step)
   pending = None
   for step in range(first_step + 1, config.num_train_steps + 1):

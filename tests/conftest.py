@@ -7,7 +7,11 @@ cache through the environment.
 import os
 import pathlib
 
+import cv2
+import numpy as np
 import pytest
+
+from psp_jax import default_config
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,3 +33,64 @@ def shared():
     pytest.skip("needs ../shared (CamVid, ADE20K samples, ImageNet weights), "
                 "which is not part of the project")
   return SHARED
+
+
+def make_camvid_folder(root: pathlib.Path, sizes, height=48, width=64):
+  """A dataset in CamVid's layout whose classes show in the colours.
+
+  Args:
+    root: where.
+    sizes: split -> number of pairs.
+    height: of the pictures.
+    width: likewise.
+  """
+  rng = np.random.default_rng(0)
+  colours = rng.integers(0, 256, (12, 3))
+  for split, count in sizes.items():
+    for kind in (split, f"{split}annot"):
+      (root / kind).mkdir(parents=True)
+    for i in range(count):
+      cells = rng.integers(0, 12, (3, 4))
+      label = np.kron(cells, np.ones((height // 3, width // 4), int))
+      noise = rng.normal(0, 8, (*label.shape, 3))
+      image = np.clip(colours[label] + noise, 0, 255).astype(np.uint8)
+      cv2.imwrite(str(root / split / f"{i:03}.png"), image)
+      cv2.imwrite(str(root / f"{split}annot" / f"{i:03}.png"),
+                  label.astype(np.uint8))
+  return root
+
+
+@pytest.fixture(scope="session")
+def camvid_folder(tmp_path_factory):
+  """A small made dataset: 12 train, 4 val and 4 test pairs of 64x48."""
+  return make_camvid_folder(tmp_path_factory.mktemp("made") / "CamVid",
+                            {"train": 12, "val": 4, "test": 4})
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  """Where the session's datasets are prepared."""
+  return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture
+def tiny_config(camvid_folder, data_dir):
+  """The default config, shrunk: seconds on a CPU, every part in use."""
+  c = default_config.get_config()
+  c.num_train_steps = 6
+  c.global_batch_size = 8
+  c.model.num_classes = 11
+  c.model.depth = 10
+  c.model.width_multiplier = 0.0625
+  c.data.name = "camvid"
+  c.data.manual_dir = str(camvid_folder)
+  c.data.data_dir = str(data_dir)
+  c.data.crop_size = 33
+  c.data.num_threads = 2
+  c.eval.window = "whole"
+  c.eval.base_size = 0
+  c.validation.every_steps = 3
+  c.validation.num_images = 2
+  c.checkpoint.every_steps = 2
+  c.log_every_steps = 1
+  return c

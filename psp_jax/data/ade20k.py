@@ -3,8 +3,6 @@
 Not TFDS's `scene_parse150`, which holds the instance challenge's annotations.
 """
 
-import pathlib
-
 from psp_jax.data import pairs
 from psp_jax.data.builder import PairsBuilder
 from psp_jax.data.taxonomy import Taxonomy, make_label_map, voc_palette
@@ -52,11 +50,10 @@ class Ade20k(PairsBuilder):
   IMAGE_ENCODING = "jpeg"
 
   def locate(self, dl_manager):
-    manual_dir = dl_manager._manual_dir  # The public name raises when unset.
-    if manual_dir is None:
+    if self.manual_dir is None:
       raise DataError(f"ADE20K is not downloaded for you: get {URL}, unpack "
                       "it, then --config.data.manual_dir=ADEChallengeData2016")
-    return pathlib.Path(manual_dir)
+    return self.manual_dir
 
   def find_pairs(self, root):
     folders = {"train": "training", "val": "validation"}

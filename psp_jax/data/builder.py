@@ -6,6 +6,7 @@ nothing is lost and preparing is quick.
 
 import abc
 import io
+import pathlib
 
 import tensorflow_datasets as tfds
 
@@ -32,13 +33,17 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC):
 class PairsBuilder(SegmentationBuilder):
   """A dataset of image and mask files; subclasses say where they lie."""
 
+  # The user's copy of the dataset, set before preparing. Not TFDS's own
+  # manual_dir, which is a default folder where the user named none.
+  manual_dir: pathlib.Path | None = None
+
   @abc.abstractmethod
   def find_pairs(self, root) -> dict[str, list[pairs.Pair]]:
     """Split name -> pairs, from the dataset's top folder."""
 
-  def locate(self, dl_manager):
-    """The dataset's top folder."""
-    return dl_manager.manual_dir
+  @abc.abstractmethod
+  def locate(self, dl_manager) -> pathlib.Path:
+    """The dataset's top folder: `manual_dir`, or downloaded."""
 
   def _split_generators(self, dl_manager):
     splits = self.find_pairs(self.locate(dl_manager))

@@ -27,9 +27,8 @@ class Camvid(PairsBuilder):
   TAXONOMY = TAXONOMY
 
   def locate(self, dl_manager):
-    manual_dir = dl_manager._manual_dir  # The public name raises when unset.
-    if manual_dir is not None:
-      return pathlib.Path(manual_dir)
+    if self.manual_dir is not None:
+      return self.manual_dir
     try:
       root = dl_manager.download_and_extract(URL)
     except Exception as error:  # Whatever the network stack raises.

@@ -3,7 +3,9 @@
 A new dataset is a module with a builder and a TAXONOMY, and a line here.
 """
 
+import contextlib
 import hashlib
+import io
 import os
 import pathlib
 
@@ -64,6 +66,7 @@ def prepare(config) -> tfds.core.DatasetBuilder:
   data_dir = pathlib.Path(
       c.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
   data_dir = data_dir.expanduser() / "psp_jax"
+  manual_dir = None
   if c.manual_dir:
     manual_dir = pathlib.Path(c.manual_dir).expanduser()
     if not manual_dir.is_dir():
@@ -74,9 +77,9 @@ def prepare(config) -> tfds.core.DatasetBuilder:
     print(f"preparing {c.name} in {builder.data_dir} (first use only)",
           flush=True)
     tfds.disable_progress_bar()
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=str(manual_dir) if c.manual_dir else None))
+    builder.manual_dir = manual_dir
+    with contextlib.redirect_stdout(io.StringIO()):  # Its sizes "Unknown".
+      builder.download_and_prepare()
   return builder
 
 

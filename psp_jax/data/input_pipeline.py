@@ -40,7 +40,9 @@ def train_dataset(split, config, process_index: int | None = None,
       .shuffle()
       .repeat()
       .random_map(augmented)
-      .batch(config.global_batch_size // process_count)
+      # Without a remainder to keep, Grain counts in integers: a batch of one
+      # overflows its float.
+      .batch(config.global_batch_size // process_count, drop_remainder=True)
       [process_index::process_count])
 
 

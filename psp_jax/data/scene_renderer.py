@@ -239,9 +239,9 @@ def _paint_hills(scene):
     scene.paint_slope(crest, end, shade, tint, haze, HILL)
     for _ in range(rng.integers(0, 3)):
       middle, tree = rng.uniform(0, size), sprites.tree(scene)
-      for base in np.sort(rng.uniform(3, 14, rng.integers(2, 5))):
-        x = int(np.clip(middle + rng.normal(0, 13) * unit, 0, size - 1))
-        sprite = sprites.shrink(tree, scene.pixels(13, 23))
+      for base in np.sort(rng.uniform(3, 14, rng.integers(1, 4))):
+        x = int(np.clip(middle + rng.normal(0, 18) * unit, 0, size - 1))
+        sprite = sprites.shrink(tree, scene.pixels(20, 32))
         scene.stand(sprite, crest[x] + base * unit, x, TREE)
     if depth and rng.random() < 0.3:
       x = rng.integers(size)
@@ -257,7 +257,7 @@ def _paint_fog_and_objects(scene):
 
   standing = []  # (base row, centre column, sprite, label)
   first_row = int(np.ceil((STRIP_FLOOR + CONTEXT_GAP) * unit))
-  blocks, vehicles = rng.integers(1, 4), rng.integers(2, 5)
+  blocks, vehicles = rng.integers(1, 3), rng.integers(1, 4)
   for slot in range(blocks):
     block = sprites.block(scene)
     base = first_row + len(block)
@@ -267,11 +267,11 @@ def _paint_fog_and_objects(scene):
   for slot in range(vehicles):
     x = (slot + rng.uniform(0.2, 0.8)) * size / vehicles
     standing.append((scene.pixels(166, 190), x, sprites.vehicle(scene), BOAT))
-  for _ in range(rng.integers(2, 5)):
+  for _ in range(rng.integers(1, 4)):
     place = scene.pixels(162, 190), rng.integers(size)
     standing.append((*place, sprites.lamp(scene), LAMP))
   for _ in range(rng.integers(0, 3)):
-    tree = sprites.shrink(sprites.tree(scene), scene.pixels(20, 30))
+    tree = sprites.shrink(sprites.tree(scene), scene.pixels(28, 40))
     standing.append((scene.pixels(150, 180), rng.integers(size), tree, TREE))
   for base, x, sprite, label in sorted(standing, key=lambda item: item[0]):
     scene.stand(sprite, base, x, label)

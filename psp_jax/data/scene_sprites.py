@@ -52,8 +52,8 @@ def tree(scene):
 def vehicle(scene):
   """A hull or body with a cabin: a boat as much as a car."""
   rng, paint = scene.rng, scene.tint("paint")
-  height, pale = scene.pixels(18, 23), 0.86 * scene.sun
-  length = round(60 * scene.pixels(26, 40) / height)
+  height, pale = scene.pixels(24, 30), 0.86 * scene.sun
+  length = round(60 * scene.pixels(40, 56) / height)
   sheet = np.zeros((60, length, 4), np.float32)
   back, front, roof = rng.uniform((0.18, 0.64, 0.0), (0.3, 0.74, 0.1))
   cabin = [(back, 0.5), (back + 0.06, roof), (front - 0.1, roof)]
@@ -74,7 +74,7 @@ def vehicle(scene):
 def block(scene):
   """A tower with a lit front, a shaded flank and a grid of windows."""
   rng, wall = scene.rng, scene.tint("masonry")
-  height, width = scene.pixels(31, 50), scene.pixels(17, 28)
+  height, width = scene.pixels(40, 56), scene.pixels(26, 38)
   sheet = np.zeros((3 * height, 3 * width, 4), np.float32)
   roof, flank = 8, round(3 * width * rng.uniform(0.68, 0.8))
   sheet[:roof, 10 : flank - 8] = _opaque(wall * 0.8)
@@ -94,7 +94,7 @@ def block(scene):
 
 def lamp(scene):
   """A dark pole with a bright globe in a faint glow."""
-  height, head = scene.pixels(23, 36), scene.pixels(7, 9)
+  height, head = scene.pixels(30, 42), scene.pixels(12, 14)
   sheet = np.zeros((4 * (height + head), 12 * head, 4), np.float32)
   x, y = 6 * head, 6 * head  # the globe has its own size of glow around it
   pole = round(0.9 * head)

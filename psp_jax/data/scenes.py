@@ -15,7 +15,7 @@ TAXONOMY = Taxonomy(
     class_names=scene_renderer.CLASS_NAMES, palette=scene_renderer.PALETTE,
     label_map=make_label_map(0, len(scene_renderer.CLASS_NAMES)))
 
-SPLIT_SIZES = {"train": 1200, "val": 200}
+SPLIT_SIZES = {"train": 1000, "val": 200}
 
 
 class Scenes(SegmentationBuilder):

@@ -1,0 +1,275 @@
+"""The evaluator counts what the network says of each image by itself.
+
+The oracle applies the model to one image after the other, without the
+evaluator's groups, devices and padding, and counts pixels in numpy.
+"""
+
+import json
+import types
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psp_jax import (
+  default_config,
+  evaluate,
+  metrics,
+  sliding_window,
+  train_step,
+)
+from psp_jax.data import taxonomy
+from psp_jax.errors import ConfigError
+from psp_jax.models import create_model
+
+CLASSES = 4
+TAXONOMY = taxonomy.Taxonomy(
+    ("one", "two", "three", "four"),
+    np.array([(200, 0, 0), (0, 200, 0), (0, 0, 200), (99, 99, 0)], np.uint8),
+    taxonomy.make_label_map(0, CLASSES))
+MEAN = np.array([0.485, 0.456, 0.406]) * 255
+STD = np.array([0.229, 0.224, 0.225]) * 255
+
+
+def config(**changes):
+  c = default_config.get_config()
+  c.model.num_classes = CLASSES
+  c.model.depth = 10
+  c.model.width_multiplier = 0.0625
+  c.data.crop_size = 33
+  c.data.num_threads = 2
+  c.eval.window = "whole"
+  c.eval.base_size = 0
+  c.eval.flip = False
+  c.eval.window_batch = 1
+  c.eval.update(changes)
+  return c
+
+
+class FakeSplit:
+  """Records of the given sizes; class 3 is never true, much is ignored."""
+
+  taxonomy = TAXONOMY
+
+  def __init__(self, sizes):
+    rng = np.random.default_rng(3)
+    self._records = []
+    for i, (height, width) in enumerate(sizes):
+      coarse = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
+      label = rng.choice(np.array([0, 1, 2, 255], np.uint8), (height, width))
+      self._records.append({"image": cv2.resize(coarse, (width, height)),
+                            "label": label, "name": str(i)})
+
+  def __len__(self):
+    return len(self._records)
+
+  def __getitem__(self, index):
+    return self._records[index]
+
+
+# Runs of one size and single ones; more than one device's worth of each.
+SPLIT = FakeSplit([(33, 41)] * 3 + [(25, 33)] + [(33, 41)] + [(25, 33)] * 10)
+
+
+@pytest.fixture(scope="module")
+def model():
+  return create_model(config())
+
+
+@pytest.fixture(scope="module")
+def state(model):
+  """Random, with a classifier that does not say the same everywhere."""
+  variables = jax.device_get(train_step.initialize(model, config()))
+  head = variables["params"]["classifier"]["conv"]
+  rng = np.random.default_rng(0)
+  head["kernel"] = rng.normal(size=head["kernel"].shape).astype(np.float32)
+  return types.SimpleNamespace(**variables)
+
+
+@pytest.fixture(scope="module")
+def network(model, state):
+  """Normalised (h, w, 3) to probabilities (h, w, classes), one image."""
+  variables = {"params": state.params, "batch_stats": state.batch_stats}
+  apply = jax.jit(lambda x: jax.nn.softmax(
+      model.apply(variables, x[None], train=False))[0])
+  return lambda x: np.asarray(apply(jnp.asarray(x, jnp.float32)))
+
+
+@pytest.fixture(scope="module")
+def predictions(network):
+  """Of the images of SPLIT, each in one piece."""
+  found = [network((SPLIT[i]["image"] - MEAN) / STD).argmax(-1)
+           for i in range(len(SPLIT))]
+  shares = np.bincount(np.concatenate([f.ravel() for f in found]),
+                       minlength=CLASSES)
+  assert np.sort(shares)[-2] > 0.05 * shares.sum()  # Else little is tested.
+  return found
+
+
+def count(labels, predictions):
+  matrix = np.zeros((CLASSES, CLASSES), np.int64)
+  for label, prediction in zip(labels, predictions, strict=True):
+    known = label != 255
+    np.add.at(matrix, (label[known], prediction[known]), 1)
+  return matrix
+
+
+def assert_equal_counts(confusion, expected):
+  assert confusion.dtype == np.int64
+  # Rounding may tip a pixel or two at which two classes are equally likely.
+  np.testing.assert_array_equal(confusion.sum(1), expected.sum(1))
+  assert np.abs(confusion - expected).sum() <= 4
+
+
+@pytest.fixture(scope="module")
+def evaluator(model):
+  return evaluate.Evaluator(model, config())
+
+
+def test_the_matrix_is_that_of_each_image_alone(evaluator, state, predictions):
+  confusion, kept = evaluator.run(state, SPLIT)
+  labels = [SPLIT[i]["label"] for i in range(len(SPLIT))]
+  assert_equal_counts(confusion, count(labels, predictions))
+  assert confusion.sum() == sum((label != 255).sum() for label in labels)
+  assert not confusion[3].any()  # Never true...
+  assert not kept
+
+
+def test_more_windows_at_a_time_do_not_change_it(model, state, predictions):
+  evaluator = evaluate.Evaluator(model, config(window_batch=4))
+  confusion, _ = evaluator.run(state, SPLIT)
+  labels = [SPLIT[i]["label"] for i in range(len(SPLIT))]
+  assert_equal_counts(confusion, count(labels, predictions))
+
+
+@pytest.mark.parametrize(("limit", "chosen"), [
+    (1, [0]), (3, [0, 7, 14]), (8, [0, 2, 4, 6, 8, 10, 12, 14]),
+    (0, range(15)), (99, range(15))])
+def test_a_subset_is_scored_and_shown(evaluator, state, predictions, limit,
+                                      chosen):
+  confusion, kept = evaluator.run(state, SPLIT, limit, keep=2)
+  assert_equal_counts(confusion, count(
+      [SPLIT[i]["label"] for i in chosen], [predictions[i] for i in chosen]))
+  assert len(kept) == min(2, len(chosen))
+  for i in range(len(kept)):
+    np.testing.assert_array_equal(kept[i][0], SPLIT[chosen[-i]]["image"])
+
+
+def test_what_is_kept_is_spread_over_the_images(evaluator, state, predictions):
+  _, kept = evaluator.run(state, SPLIT, keep=3)
+  assert len(kept) == 3
+  for (image, truth, guess), i in zip(kept, (0, 7, 14), strict=True):
+    np.testing.assert_array_equal(image, SPLIT[i]["image"])
+    np.testing.assert_array_equal(truth, SPLIT[i]["label"])
+    assert guess.shape == truth.shape and guess.dtype == np.uint8
+    assert (guess != predictions[i]).sum() <= 2
+
+
+def test_the_same_evaluator_scores_again_and_another_state(
+    evaluator, state, predictions):
+  first, _ = evaluator.run(state, SPLIT, 3)
+  other = types.SimpleNamespace(
+      batch_stats=state.batch_stats, params=jax.tree.map(
+          lambda p: p, state.params))
+  bias = np.array([0, 0, 1e6, 0], np.float32)
+  other.params["classifier"]["conv"] = dict(
+      other.params["classifier"]["conv"], bias=bias)
+  always_two, _ = evaluator.run(other, SPLIT, 3)
+  np.testing.assert_array_equal(always_two[:, 2], first.sum(1))
+  np.testing.assert_array_equal(evaluator.run(state, SPLIT, 3)[0], first)
+
+
+def test_windows_mirrors_and_padding(model, state, network):
+  """33-pixel windows: one, padded, for the first size, two for the second."""
+  split = FakeSplit([(20, 33)] * 2 + [(33, 45)] * 3)
+  evaluator = evaluate.Evaluator(model, config(window="sliding", flip=True))
+
+  def both(window):
+    return (network(window) + network(window[:, ::-1])[:, ::-1]) / 2
+
+  guesses = []
+  for i in range(len(split)):
+    image = (split[i]["image"] - MEAN) / STD
+    if i < 2:
+      window = np.zeros((33, 33, 3))
+      window[6:26] = image  # 13 rows are missing, 6 of them above.
+      guesses.append(both(window)[6:26].argmax(-1))
+    else:
+      total = np.zeros((33, 45, CLASSES))
+      seen = np.zeros((1, 45, 1))
+      for left in (0, 12):
+        total[:, left:left + 33] += both(image[:, left:left + 33])
+        seen[:, left:left + 33] += 1
+      guesses.append((total / seen).argmax(-1))
+  confusion, kept = evaluator.run(state, split, keep=5)
+  assert_equal_counts(confusion, count(
+      [split[i]["label"] for i in range(5)], guesses))
+  for (_, _, guess), expected in zip(kept, guesses, strict=True):
+    assert (guess != expected).sum() <= 2
+
+
+def test_an_unknown_kind_of_window_is_refused(model):
+  with pytest.raises(ConfigError, match="config.eval.window='tiles'.*'whole'"):
+    evaluate.Evaluator(model, config(window="tiles"))
+
+
+# ---- What is written.
+
+
+CONFUSION = np.array([[30, 10, 0, 0], [5, 15, 0, 0], [0, 0, 40, 0],
+                      [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(("absent", "miou", "accuracy"), [
+    ("skip", (30 / 45 + 15 / 30 + 1) / 3, (0.75 + 0.75 + 1) / 3),
+    ("zero", (30 / 45 + 15 / 30 + 1) / 4, (0.75 + 0.75 + 1) / 4)])
+def test_scores_treat_absent_classes_as_configured(absent, miou, accuracy):
+  scores = evaluate.score(CONFUSION, config(absent_classes=absent))
+  assert scores.miou == pytest.approx(miou)
+  assert scores.mean_accuracy == pytest.approx(accuracy)
+  assert scores.pixel_accuracy == pytest.approx(85 / 100)
+
+
+def written(tmp_path, scores, kept=()):
+  how = sliding_window.Protocol((0.75, 1.0), True, 33, 2 / 3, 60)
+  evaluate.write_results(tmp_path, scores, TAXONOMY, how, 12, 345, kept)
+
+  def refuse(constant):
+    raise AssertionError(f"{constant} is not JSON")
+
+  return json.loads((tmp_path / "eval.json").read_text(),
+                    parse_constant=refuse)
+
+
+def test_the_result_as_json(tmp_path):
+  assert written(tmp_path, metrics.scores(CONFUSION)) == {
+      "miou": pytest.approx(13 / 18), "mean_accuracy": pytest.approx(2.5 / 3),
+      "pixel_accuracy": pytest.approx(0.85),
+      "per_class_iou": {"one": pytest.approx(2 / 3), "two": 0.5, "three": 1.0,
+                        "four": None},
+      "num_images": 12, "step": 345,
+      "protocol": {"scales": [0.75, 1.0], "flip": True, "window": 33,
+                   "base_size": 60, "stride_fraction": 2 / 3}}
+  assert not (tmp_path / "contact_sheet.png").exists()
+
+
+def test_where_all_is_ignored_the_result_is_still_json(tmp_path):
+  result = written(tmp_path, metrics.scores(np.zeros((4, 4))))
+  assert result["miou"] is result["mean_accuracy"] is None
+  assert result["pixel_accuracy"] is None
+  assert result["per_class_iou"] == dict.fromkeys(TAXONOMY.class_names)
+
+
+def test_the_contact_sheet_is_a_picture_with_the_image_in_it(tmp_path):
+  record = SPLIT[0]
+  written(tmp_path, metrics.scores(CONFUSION),
+          [(record["image"], record["label"], record["label"])])
+  sheet = cv2.imread(str(tmp_path / "contact_sheet.png"))[..., ::-1]
+  fit = cv2.matchTemplate(sheet.astype(np.float32),
+                          record["image"].astype(np.float32), cv2.TM_SQDIFF)
+  y, x = np.unravel_index(fit.argmin(), fit.shape)
+  height, width = record["label"].shape
+  np.testing.assert_array_equal(
+      sheet[y:y + height, x:x + width], record["image"])

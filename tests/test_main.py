@@ -1,0 +1,93 @@
+"""The command line, in real processes."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _command(*args):
+  return [sys.executable, "-m", "psp_jax.main", *map(str, args)]
+
+
+def _main(*args):
+  return subprocess.run(_command(*args), cwd=ROOT, capture_output=True,
+                        text=True, timeout=300)
+
+
+@pytest.mark.parametrize("args, words", [
+    ([], ["--config=configs/scenes.py"]),
+    (["--config=configs/nope.py"], ["configs/nope.py", "no such file"]),
+    (["--config=configs/scenes.py", "--config.foo=1"], ["'foo'"]),
+    (["--config=configs/scenes.py", "--config.model.depht=1"],
+     ["'depht'", "did you mean depth"]),
+    (["--config=configs/scenes.py", "--config.seed=x"], ["seed", "'x'"]),
+    (["--config=configs/camvid.py:gpu"], ["camvid.py:gpu", ":cpu"]),
+    (["--config=configs/scenes.py", "--mode=tset"], ["mode", "train|eval"]),
+    (["--config=configs/scenes.py", "--wrkdir=x"], ["wrkdir", "workdir"]),
+    (["--config=configs/scenes.py", "eval"], ["'eval'", "not a flag"]),
+    (["--config=configs/scenes.py", "--mode=eval", "--workdir=/no/run"],
+     ["/no/run", "train first"]),
+], ids=lambda value: " ".join(value)[-30:] or "nothing")
+def test_mistakes_are_one_line_and_exit_2(args, words):
+  done = _main(*args)
+  assert done.returncode == 2
+  last = done.stderr.strip().splitlines()[-1]
+  assert last.startswith("error: ")
+  assert "Traceback" not in done.stderr
+  for word in words:
+    assert word in last
+
+
+@pytest.fixture
+def overrides(tiny_config):
+  """Flags that turn configs/camvid.py into `tiny_config`."""
+  flat = {
+      "data.manual_dir": tiny_config.data.manual_dir,
+      "data.data_dir": tiny_config.data.data_dir,
+      "data.crop_size": 33, "data.num_threads": 2, "global_batch_size": 4,
+      "model.depth": 10, "model.width_multiplier": 0.0625,
+      "checkpoint.every_steps": 5, "checkpoint.keep": 1000,
+      "validation.num_images": 2, "log_every_steps": 1}
+  return ["--config=configs/camvid.py",
+          *(f"--config.{k}={v}" for k, v in flat.items())]
+
+
+def test_killed_and_started_again_it_goes_on(overrides, tmp_path):
+  """SIGKILL after a checkpoint; the end is that of an undisturbed run."""
+  steps = ["--config.num_train_steps=60"]
+  straight = _main(*overrides, *steps, f"--workdir={tmp_path / 'straight'}")
+  assert straight.returncode == 0, straight.stderr
+
+  killed = [*overrides, *steps, f"--workdir={tmp_path / 'killed'}"]
+  process = subprocess.Popen(_command(*killed), cwd=ROOT,
+                             stdout=subprocess.PIPE, text=True)
+  deadline = time.monotonic() + 120
+  while not (tmp_path / "killed" / "checkpoints" / "5").is_dir():
+    assert process.poll() is None and time.monotonic() < deadline
+    process.stdout.readline()
+  os.kill(process.pid, signal.SIGKILL)
+  process.communicate()
+  assert not (tmp_path / "killed" / "eval.json").exists()
+
+  again = _main(*killed)
+  assert again.returncode == 0, again.stderr
+  assert "resumed    from the checkpoint of step" in again.stdout
+  assert (tmp_path / "killed" / "eval.json").read_text() == (
+      tmp_path / "straight" / "eval.json").read_text()
+
+  # The losses too: the same batches, the same dropout.
+  def losses(text):
+    return {line.split()[1]: line.split()[3] for line in text.splitlines()
+            if line.startswith("step ")}
+
+  common = losses(again.stdout).keys()
+  assert "60/60" in common
+  assert {k: losses(straight.stdout)[k] for k in common} == losses(
+      again.stdout)

@@ -1,0 +1,173 @@
+"""Adaptive pooling, align-corners resizing and their folding, against loops.
+
+The loops restate PyTorch's definitions; the textbook form of the head builds
+the concatenation of upsampled bins that the folded form avoids.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from psp_jax.models import pooling
+
+MAPS = [(60, 60), (7, 9), (13, 6), (5, 4), (1, 3)]
+
+
+def pool_loop(x, bins, reduction):
+  n, h, w, c = x.shape
+  out = np.zeros((n, bins, bins, c))
+  for i in range(bins):
+    for j in range(bins):
+      rows = slice(math.floor(i * h / bins), math.ceil((i + 1) * h / bins))
+      columns = slice(math.floor(j * w / bins), math.ceil((j + 1) * w / bins))
+      out[:, i, j] = reduction(x[:, rows, columns].astype(float), (1, 2))
+  return out
+
+
+def resize_loop(x, height, width):
+  """Sample position (target - 1 -> source - 1), in float64."""
+  n, h, w, c = x.shape
+  out = np.zeros((n, height, width, c))
+  for i in range(height):
+    for j in range(width):
+      y = i * (h - 1) / (height - 1) if height > 1 else 0.0
+      z = j * (w - 1) / (width - 1) if width > 1 else 0.0
+      for r in range(h):
+        for s in range(w):  # Hats: linear interpolation by definition.
+          weight = max(0, 1 - abs(y - r)) * max(0, 1 - abs(z - s))
+          out[:, i, j] += weight * x[:, r, s]
+  return out
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [60, 90, 7, 13, 6, 5, 1])
+def test_bin_edges_are_torchs(size, bins):
+  expected = [(math.floor(i * size / bins), math.ceil((i + 1) * size / bins))
+              for i in range(bins)]
+  assert pooling.bin_edges(size, bins) == expected
+
+
+def test_bins_overlap_where_the_size_does_not_divide():
+  assert pooling.bin_edges(7, 3) == [(0, 3), (2, 5), (4, 7)]
+  assert pooling.bin_edges(2, 3) == [(0, 1), (0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", MAPS)
+@pytest.mark.parametrize("kind", ["average", "max"])
+def test_adaptive_pool_equals_the_loop(kind, size, bins):
+  rng = np.random.default_rng(0)
+  x = (rng.normal(size=(2, *size, 3)) - 2).astype(np.float32)
+  out = pooling.adaptive_pool(x, bins, kind)
+  expected = pool_loop(x, bins, np.mean if kind == "average" else np.max)
+  np.testing.assert_allclose(out, expected, atol=2e-6)
+
+
+def test_averages_of_bfloat16_maps_are_summed_in_float32():
+  rng = np.random.default_rng(0)
+  x = jnp.array(1 + 0.1 * rng.normal(size=(1, 60, 60, 4)), jnp.bfloat16)
+  out = pooling.adaptive_pool(x, 1)
+  assert out.dtype == jnp.bfloat16
+  exact = np.asarray(x, np.float64).mean((1, 2))
+  # Half a step of bfloat16 at 1, and no more.
+  np.testing.assert_allclose(
+      np.asarray(out, np.float64)[:, 0, 0], exact, atol=2**-8)
+
+
+@pytest.mark.parametrize("source", [(1, 1), (2, 3), (6, 6), (9, 5)])
+@pytest.mark.parametrize("target", [(1, 1), (1, 7), (8, 13), (17, 5), (3, 2)])
+def test_resize_aligns_corners(source, target):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, *source, 3)).astype(np.float32)
+  out = pooling.resize_align_corners(x, *target)
+  np.testing.assert_allclose(out, resize_loop(x, *target), atol=1e-6)
+
+
+def test_resize_keeps_corners_and_hits_every_eighth_pixel():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(1, 5, 8, 2)).astype(np.float32)
+  out = pooling.resize_align_corners(x, 33, 57)
+  np.testing.assert_allclose(out[:, ::8, ::8], x, atol=1e-6)
+
+
+def test_resize_to_the_same_size_changes_nothing():
+  x = np.random.default_rng(0).normal(size=(1, 5, 4, 2)).astype(np.float32)
+  np.testing.assert_array_equal(pooling.resize_align_corners(x, 5, 4), x)
+
+
+def lax_conv(x, kernel):
+  return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), ((1, 1), (1, 1)),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(8, 8), (7, 12), (9, 5), (1, 4), (2, 1)])
+def test_folded_convolution_equals_the_upsampled_one(size, bins):
+  rng = np.random.default_rng(0)
+  z = rng.normal(size=(2, bins, bins, 3)).astype(np.float32)
+  kernel = rng.normal(size=(3, 3, 3, 4)).astype(np.float32)
+  expected = lax_conv(resize_loop(z, *size).astype(np.float32), kernel)
+  out = pooling.conv3x3_of_upsampled(z, kernel, *size)
+  np.testing.assert_allclose(out, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 6), (5, 11)])
+def test_folded_head_equals_the_textbook_head_in_value_and_gradient(size):
+  """conv3x3([x, upsampled bins]) against the sum of its folded parts."""
+  bins, channels = (1, 2, 3, 6), 3
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, *size, 4)).astype(np.float32)
+  zs = [rng.normal(size=(2, b, b, channels)).astype(np.float32) for b in bins]
+  kernel = rng.normal(
+      size=(3, 3, 4 + channels * len(bins), 5)).astype(np.float32)
+  dy = rng.normal(size=(2, *size, 5)).astype(np.float32)
+
+  # Upsampling is linear: its loop on unit maps gives its matrices, which
+  # autodiff can go through.
+  def upsampled(z):
+    b = z.shape[1]
+    rows = resize_loop(np.eye(b)[None, :, None, :], size[0], 1)[0, :, 0]
+    columns = resize_loop(np.eye(b)[None, None, :, :], 1, size[1])[0, 0]
+    return jnp.einsum("ha,wb,nabc->nhwc", rows, columns, z)
+
+  def textbook(x, zs, kernel):
+    y = jnp.concatenate([x, *map(upsampled, zs)], -1)
+    return lax_conv(y.astype(jnp.float32), kernel)
+
+  def folded(x, zs, kernel):
+    y = lax_conv(x, kernel[:, :, :4])
+    for i, z in enumerate(zs):
+      part = kernel[:, :, 4 + i * channels:4 + (i + 1) * channels]
+      y = y + pooling.conv3x3_of_upsampled(z, part, *size)
+    return y
+
+  def value_and_gradients(f):
+    y, pull_back = jax.vjp(f, x, zs, kernel)
+    return y, pull_back(dy)
+
+  ours = jax.jit(lambda: value_and_gradients(folded))()
+  expected = jax.jit(lambda: value_and_gradients(textbook))()
+  for a, b in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["average", "max"])
+def test_pooling_gradient_equals_finite_differences(kind):
+  rng = np.random.default_rng(0)
+  x = rng.permutation(7 * 5 * 2).reshape(1, 7, 5, 2).astype(np.float32)
+  dy = rng.normal(size=(1, 3, 3, 2)).astype(np.float32)
+  gradient = jax.grad(
+      lambda x: jnp.sum(pooling.adaptive_pool(x, 3, kind) * dy))(x)
+  reduction = np.mean if kind == "average" else np.max
+  for index in np.ndindex(x.shape):
+    # The values are whole numbers apart: a step of 0.25 reorders nothing.
+    step = np.zeros(x.shape)
+    step[index] = 0.25
+    difference = (pool_loop(x + step, 3, reduction)
+                  - pool_loop(x - step, 3, reduction))
+    assert gradient[index] == pytest.approx(
+        np.sum(difference * dy) / 0.5, abs=1e-5)

@@ -1,0 +1,91 @@
+"""The house rules that a machine can hold: layers, sizes, plain configs."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODULES = sorted((ROOT / "psp_jax").rglob("*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+# A module imports only from layers above its own line.
+LAYERS = [
+    {"errors", "default_config"},
+    {"models.layers", "models.pooling", "data.normalize", "data.taxonomy",
+     "data.scene_sprites", "losses", "metrics", "optimizers", "sharding",
+     "visualize"},
+    {"models.resnet", "data.pairs", "data.scene_renderer", "data.augment"},
+    {"models.pspnet", "data.builder", "pretrained.keras_resnet", "console",
+     "checkpoint", "sliding_window"},
+    {"models", "data.ade20k", "data.camvid", "data.scenes", "pretrained"},
+    {"data.datasets", "data.input_pipeline", "train_step"},
+    {"evaluate"},
+    {"train"},
+    {"main"},
+]
+
+
+def _name(path):
+  parts = path.relative_to(ROOT / "psp_jax").with_suffix("").parts
+  return ".".join(p for p in parts if p != "__init__")
+
+
+def _own_imports(path):
+  """Names below psp_jax that `path` imports."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module:
+      top, _, rest = node.module.partition(".")
+      if top == "psp_jax":
+        for alias in node.names:
+          inner = f"{rest}.{alias.name}".strip(".")
+          is_module = any(_name(m) == inner for m in MODULES)
+          yield inner if is_module else rest
+    elif isinstance(node, ast.Import):
+      for alias in node.names:
+        if alias.name.startswith("psp_jax."):
+          yield alias.name.removeprefix("psp_jax.")
+
+
+def _layer(name):
+  return next(i for i, layer in enumerate(LAYERS) if name in layer)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_imports_point_one_way(path):
+  name = _name(path)
+  if not name or name == "data":
+    assert not list(_own_imports(path))  # Package roots stay empty.
+    return
+  for imported in _own_imports(path):
+    assert _layer(imported) < _layer(name), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_modules_are_short_and_named(path):
+  text = path.read_text()
+  assert len(text.splitlines()) <= 350
+  assert ast.get_docstring(ast.parse(text)) or not text
+  assert path.stem != "utils"
+
+
+def test_flax_stays_under_models():
+  for path in MODULES:
+    if "models" in path.parts:
+      continue
+    text = path.read_text()
+    assert "flax.linen" not in text and "nnx" not in text, path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_configs_import_nothing_heavy(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+      names = [f"{node.module}.{a.name}" for a in node.names]
+    else:
+      continue
+    for name in names:
+      assert name.split(".")[0] == "ml_collections" or (
+          name == "psp_jax.default_config")

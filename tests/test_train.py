@@ -1,0 +1,162 @@
+"""Whole runs on a small made dataset, in this process."""
+
+import json
+import shutil
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from psp_jax import train, train_step
+from psp_jax.checkpoint import Checkpoints
+from psp_jax.errors import ConfigError, DataError, NonFiniteError
+from psp_jax.models import create_model
+
+
+def _restore(config, workdir, step=None):
+  model = create_model(config)
+  like = jax.eval_shape(lambda: train_step.create_train_state(model, config))
+  like = jax.tree.map(lambda s: jax.ShapeDtypeStruct(
+      s.shape, s.dtype,
+      sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])), like)
+  return Checkpoints.existing(workdir).restore(like, step)
+
+
+@pytest.fixture(scope="module")
+def _run_once():
+  """Filled by the first test that needs a finished run."""
+  return {}
+
+
+@pytest.fixture
+def finished(tiny_config, tmp_path_factory, _run_once, capsys):
+  """(workdir, console) of an undisturbed run of `tiny_config`."""
+  if not _run_once:
+    workdir = tmp_path_factory.mktemp("finished")
+    train.train(tiny_config, workdir)
+    _run_once.update(workdir=workdir, console=capsys.readouterr().out)
+  return _run_once["workdir"], _run_once["console"]
+
+
+def test_a_run_leaves_what_it_promises(finished, tiny_config):
+  workdir, _ = finished
+  result = json.loads((workdir / "eval.json").read_text())
+  assert set(result) == {"miou", "mean_accuracy", "pixel_accuracy",
+                         "per_class_iou", "num_images", "step", "protocol"}
+  assert result["step"] == 6 and result["num_images"] == 4
+  assert set(result["protocol"]) >= {"scales", "flip", "window"}
+  assert len(result["per_class_iou"]) == 11
+  assert cv2.imread(str(workdir / "contact_sheet.png")) is not None
+  stored = json.loads((workdir / "config.json").read_text())
+  assert stored == json.loads(json.dumps(tiny_config.to_dict()))
+  assert list(workdir.glob("events.out.tfevents.*"))
+  assert (workdir / "checkpoints" / "6").is_dir()
+
+
+def test_the_console_tells_what_runs_and_how_it_goes(finished):
+  _, console = finished
+  for word in ("camvid, 12 to train on", "parameters", "8 x cpu",
+               "mesh data 8 x space 1", "float32 activations",
+               "6 of 8 crops of 33x33", "step 6/6", "loss", "lr", "images/s",
+               "left", "validation mIoU", "bicyclist", "mean accuracy",
+               "pixel accuracy"):
+    assert word in console, word
+
+
+def test_resuming_changes_nothing(finished, tiny_config, tmp_path, capsys):
+  workdir, _ = finished
+  shutil.copytree(workdir, tmp_path / "cut")
+  for step in (4, 6):  # As if it had been killed after step 2.
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step))
+  train.train(tiny_config, tmp_path / "cut")
+  assert "resumed    from the checkpoint of step 2" in capsys.readouterr().out
+  jax.tree.map(np.testing.assert_array_equal,
+               _restore(tiny_config, tmp_path / "cut"),
+               _restore(tiny_config, workdir))
+
+
+def test_a_finished_run_only_evaluates(finished, tiny_config, tmp_path,
+                                       capsys):
+  workdir, _ = finished
+  shutil.copytree(workdir, tmp_path / "again")
+  train.train(tiny_config, tmp_path / "again")
+  assert "step 6/6" not in capsys.readouterr().out
+  assert (tmp_path / "again" / "eval.json").read_text() == (
+      workdir / "eval.json").read_text()
+
+
+def test_eval_mode_scores_the_asked_step(finished, tiny_config, tmp_path):
+  workdir, _ = finished
+  shutil.copytree(workdir, tmp_path / "copy")
+  (tmp_path / "copy" / "eval.json").unlink()
+  train.evaluate_checkpoint(tiny_config, tmp_path / "copy")
+  assert (tmp_path / "copy" / "eval.json").read_text() == (
+      workdir / "eval.json").read_text()
+  tiny_config.eval.step = 4
+  train.evaluate_checkpoint(tiny_config, tmp_path / "copy")
+  result = json.loads((tmp_path / "copy" / "eval.json").read_text())
+  assert result["step"] == 4
+
+
+def test_it_learns(tiny_config, tmp_path):
+  tiny_config.num_train_steps = 60
+  tiny_config.model.width_multiplier = 0.25
+  tiny_config.validation.every_steps = 0
+  tiny_config.checkpoint.every_steps = 60
+  tiny_config.eval.split = "train"
+  train.train(tiny_config, tmp_path)
+  result = json.loads((tmp_path / "eval.json").read_text())
+  assert result["pixel_accuracy"] > 0.4  # Chance is 1 in 11.
+
+
+def test_nan_stops_before_a_checkpoint_holds_it(tiny_config, tmp_path):
+  tiny_config.optimizer.base_lr = 1e18
+  tiny_config.checkpoint.every_steps = 1
+  tiny_config.validation.every_steps = 0
+  with pytest.raises(NonFiniteError, match=r"at step \d, learning rate"):
+    train.train(tiny_config, tmp_path)
+  state = _restore(tiny_config, tmp_path, step=1)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+  assert "6" not in {p.name for p in (tmp_path / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("change, error, words", [
+    ({"global_batch_size": 12}, ConfigError,
+     ["global_batch_size=12", "8 data-parallel devices", "multiple of 8"]),
+    ({"mesh.data": 3}, ConfigError, ["mesh.data=3", "8 device"]),
+    ({"model.num_classes": 12}, ConfigError, ["num_classes=12", "11 classes"]),
+    ({"model.depth": 51}, ConfigError, ["model.depth=51", "50"]),
+    ({"model.stem": "5x5"}, ConfigError, ["model.stem='5x5'", "7x7"]),
+    ({"data.name": "camvd"}, ConfigError, ["data.name='camvd'", "camvid"]),
+    ({"eval.window": "tiled"}, ConfigError, ["eval.window='tiled'", "whole"]),
+    ({"data.train_split": "trian"}, ConfigError, ["'trian'", "'train'"]),
+    ({"data.manual_dir": "/nowhere"}, DataError, ["/nowhere", "manual_dir"]),
+    ({"model.pretrained": "/no.npz"}, Exception, ["/no.npz", "no such file"]),
+], ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_mistakes_are_named_before_anything_is_written(
+    tiny_config, tmp_path, change, error, words):
+  for field, value in change.items():
+    tiny_config.update_from_flattened_dict({field: value})
+  with pytest.raises(error) as raised:
+    train.train(tiny_config, tmp_path / "run")
+  for word in words:
+    assert word in str(raised.value)
+  assert not (tmp_path / "run").exists()
+
+
+def test_ade20k_samples_train_and_evaluate(tmp_path, shared):
+  """The three real pairs through the path of configs/ade20k.py."""
+  from psp_jax import default_config
+  c = default_config.get_config()
+  c.model.depth, c.model.width_multiplier = 10, 0.0625
+  c.data.manual_dir = str(shared / "data/ade20k_sample/ADEChallengeData2016")
+  c.data.data_dir = str(tmp_path)
+  c.data.train_split = "val"
+  c.data.crop_size = 65
+  c.data.num_threads = 2
+  c.global_batch_size, c.num_train_steps = 8, 2
+  c.eval.window_size, c.eval.window_batch, c.eval.base_size = 257, 1, 256
+  train.train(c, tmp_path / "run")
+  result = json.loads((tmp_path / "run" / "eval.json").read_text())
+  assert result["num_images"] == 3 and 0 <= result["pixel_accuracy"] <= 1
