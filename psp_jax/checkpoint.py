@@ -67,7 +67,8 @@ class Checkpoints:
              ("params", "batch_stats")}
     problems = [f"{'/'.join(k)}: {saved.get(k, 'absent')} in the checkpoint, "
                 f"{ours.get(k, 'absent')} in the model"
-                for k in sorted(saved.keys() | ours.keys())
+                for k in sorted(saved.keys() | ours.keys(),
+                                key=lambda k: (k[0] != "params", k))
                 if saved.get(k) != ours.get(k)]
     if problems:
       shown = "\n  ".join(problems[:8])

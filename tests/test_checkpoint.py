@@ -51,10 +51,11 @@ def test_another_architecture_is_refused_and_named(tiny_config, tmp_path):
     Checkpoints.existing(tmp_path).restore(_state(tiny_config))
   text = str(error.value)
   assert "another architecture" in text and "config.json" in text
-  assert "pyramid/kernel: (3, 3, 64, 8) in the checkpoint, (3, 3, 64, 8)" \
-      not in text
-  assert "pyramid/bin6/conv/kernel: (1, 1, 32, 8) in the checkpoint, absent" \
-      in text
+  assert ("params/pyramid/bin1/conv/kernel: (1, 1, 32, 8) in the checkpoint, "
+          "(1, 1, 32, 16) in the model") in text
+  assert ("params/pyramid/bin3/bn/bias: (8,) in the checkpoint, absent in the "
+          "model") in text
+  assert "backbone" not in text  # Which is the same.
 
 
 def test_absent_checkpoints_are_errors_and_make_no_folder(

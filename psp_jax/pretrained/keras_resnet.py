@@ -7,6 +7,8 @@ kernel absorbs the input's change, the variances absorb the epsilon's.
 
 import pathlib
 import re
+import zipfile
+import zlib
 
 import flax.traverse_util
 import numpy as np
@@ -112,8 +114,12 @@ def _read(path: str) -> dict[str, np.ndarray]:
   if not pathlib.Path(path).is_file():
     raise CheckpointError(f"config.model.pretrained={path}: no such file")
   try:
-    with np.load(path, allow_pickle=False) as archive:
+    archive = np.load(path, allow_pickle=False)
+    if not isinstance(archive, np.lib.npyio.NpzFile):
+      raise ValueError("a single array")
+    with archive:
       return dict(archive)
-  except (ValueError, OSError, EOFError, KeyError) as error:
+  except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile,
+          zlib.error) as error:
     raise CheckpointError(f"config.model.pretrained={path}: not a readable "
                           f".npz of arrays ({error})") from error
