@@ -48,11 +48,11 @@ class Evaluator:
     forward = jax.jit(sliding_window.make_forward(model, config.eval.flip),
                       in_shardings=(self._replicated, sharded),
                       out_shardings=sharded)
-    # Cutting and stitching run on the mesh too, so what they make must lie
-    # where `forward` wants it.
+    # Cutting and stitching run on the first device: a copy of every canvas
+    # on every device would take as many times the memory.
+    first = jax.local_devices()[0]
     self._forward = lambda variables, windows: jax.device_put(
-        forward(variables, jax.device_put(windows, sharded)),
-        self._replicated)
+        forward(variables, jax.device_put(windows, sharded)), first)
 
   def run(self, state, split, num_images: int | None = None,
           keep: int = 0) -> tuple[np.ndarray, list]:

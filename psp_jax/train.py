@@ -71,11 +71,33 @@ def train(config, workdir: pathlib.Path) -> None:
       in_shardings=(replicated, sharding.batch_sharding(mesh)),
       out_shardings=replicated, donate_argnums=0)
 
-  # ---- The loop. Step s is checked while step s + 1 runs on the device.
+  # ---- The steps, then the score.
   writer = create_writer(workdir)
+  batches = input_pipeline.train_batches(train_split, config, first_step)
+
+  def validate(state):
+    confusion, _ = evaluator.run(
+        state, validation_split, config.validation.num_images)
+    return evaluate.score(confusion, config)
+
+  try:
+    state = run_steps(config, state, step_fn, batches, mesh, checkpoints,
+                      validate, writer)
+  finally:
+    checkpoints.close()  # Waits for the save under way, whatever happened.
+  finish(evaluator, state, eval_split, config, workdir, writer)
+  writer.close()
+
+
+def run_steps(config, state, step_fn, batches, mesh, checkpoints, validate,
+              writer):
+  """From `state.step` to the last: train, report, save, validate.
+
+  Step s is checked while step s + 1 runs on the device.
+  """
+  first_step = int(state.step)
   progress = console.Progress(
       config.num_train_steps, config.global_batch_size)
-  batches = input_pipeline.train_batches(train_split, config, first_step)
   pending = None
   for step in range(first_step + 1, config.num_train_steps + 1):
     batch = sharding.shard_batch(next(batches), mesh)
@@ -83,16 +105,15 @@ def train(config, workdir: pathlib.Path) -> None:
     if pending is not None:
       check_finite(*pending)
     pending = step, metrics
-    if step == first_step + 1:
-      check_finite(*pending)  # Waits for the compilation and the first step.
-      progress.start(step)
+    first, last = step == first_step + 1, step == config.num_train_steps
 
-    last = step == config.num_train_steps
-    if _due(step, config.log_every_steps) or last or step == first_step + 1:
+    if _due(step, config.log_every_steps) or first or last:
       values = check_finite(*pending)
       console.say(progress.line(step, values))
       writer.write_scalars(step, dict(
           values, images_per_second=progress.images_per_second(step)))
+    if first:
+      progress.start(step)  # After the compilation.
 
     if _due(step, config.checkpoint.every_steps) or last:
       check_finite(*pending)
@@ -102,18 +123,11 @@ def train(config, workdir: pathlib.Path) -> None:
 
     if _due(step, config.validation.every_steps) and not last:
       paused_at = progress.pause()
-      confusion, _ = evaluator.run(
-          state, validation_split, config.validation.num_images)
-      scores = evaluate.score(confusion, config)
-      console.say(f"validation {console.summary(scores)}  "
-                  f"({int(confusion.sum()):,} pixels)")
+      scores = validate(state)
+      console.say(f"validation {console.summary(scores)}")
       writer.write_scalars(step, {"validation/miou": scores.miou})
       progress.resume(paused_at)
-
-  # ---- The end.
-  checkpoints.close()
-  finish(evaluator, state, eval_split, config, workdir, writer)
-  writer.close()
+  return state
 
 
 def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:

@@ -69,7 +69,7 @@ def train_step(state: TrainState, batch, *, model, config):
   valid = labels != IGNORE_LABEL
   correct = valid & (jnp.argmax(logits, -1) == labels)
   metrics = dict(
-      parts, loss=loss, grad_norm=optax.global_norm(grads),
+      parts, loss=loss, grad_norm=optax.tree.norm(grads),
       learning_rate=optimizers.poly_schedule(config)(state.step),
       pixel_accuracy=correct.sum() / jnp.maximum(valid.sum(), 1))
   next_state = TrainState(

@@ -242,10 +242,12 @@ def test_bfloat16_keeps_float32_parameters_and_statistics():
 
   norm = layers.BatchNorm(dtype=jnp.bfloat16)
   state = norm.init(jax.random.key(0), x, True)
+  # A running mean that bfloat16 cannot hold.
+  state["batch_stats"]["mean"] = jnp.full(5, 1.2345)
   _, updates = norm.apply(state, x, True, mutable=["batch_stats"])
   flat = np.asarray(x, np.float64).reshape(-1, 5)
   np.testing.assert_allclose(updates["batch_stats"]["mean"],
-                             0.1 * flat.mean(0), rtol=1e-5)
+                             0.9 * 1.2345 + 0.1 * flat.mean(0), rtol=1e-5)
   np.testing.assert_allclose(updates["batch_stats"]["var"],
                              0.9 + 0.1 * flat.var(0, ddof=1), rtol=1e-5)
 

@@ -156,7 +156,7 @@ def test_ade20k_samples_train_and_evaluate(tmp_path, shared):
   c.data.crop_size = 65
   c.data.num_threads = 2
   c.global_batch_size, c.num_train_steps = 8, 2
-  c.eval.window_size, c.eval.window_batch, c.eval.base_size = 257, 1, 256
+  c.eval.window_size, c.eval.window_batch, c.eval.base_size = 129, 1, 160
   train.train(c, tmp_path / "run")
   result = json.loads((tmp_path / "run" / "eval.json").read_text())
   assert result["num_images"] == 3 and 0 <= result["pixel_accuracy"] <= 1
