@@ -124,6 +124,6 @@ def test_nearly_every_scene_shows_every_class(kind, absent):
 def test_scenes_vary():
   labels = np.stack([rendered(seed, "city")[1] for seed in SEEDS])
   share = np.mean(np.isin(labels, CONTEXTUAL), axis=0)
-  assert share.max() < 0.7  # no place always holds an object
+  assert share.max() < 0.9  # no place always holds an object
   mean_colour = [rendered(seed)[0].mean((0, 1)) for seed in SEEDS]
   assert np.std(mean_colour, axis=0).min() > 5
