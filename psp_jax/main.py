@@ -39,8 +39,9 @@ def main(argv) -> None:
 
 
 def _config_file() -> pathlib.Path:
-  return pathlib.Path(
-      config_flags.get_config_filename(flags.FLAGS["config"]))
+  """The file of --config=FILE:ARGUMENT."""
+  name = config_flags.get_config_filename(flags.FLAGS["config"])
+  return pathlib.Path(name.split(".py:")[0].removesuffix(".py") + ".py")
 
 
 def _parse(argv):

@@ -14,7 +14,7 @@ def confusion_matrix(
   Labels outside 0..C-1 (the ignore label) are left out.
   """
   labels = labels.astype(jnp.int32)
-  valid = labels < num_classes
+  valid = (labels >= 0) & (labels < num_classes)
   cell = jnp.where(valid, labels * num_classes + predictions, num_classes**2)
   counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cell.ravel()].add(1)
   return counts[:-1].reshape(num_classes, num_classes)

@@ -55,7 +55,7 @@ def overrides(tiny_config):
       "model.depth": 10, "model.width_multiplier": 0.0625,
       "checkpoint.every_steps": 5, "checkpoint.keep": 1000,
       "validation.num_images": 2, "log_every_steps": 1}
-  return ["--config=configs/camvid.py",
+  return ["--config=configs/camvid.py:cpu",  # Its argument is passed on.
           *(f"--config.{k}={v}" for k, v in flat.items())]
 
 

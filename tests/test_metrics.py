@@ -32,8 +32,9 @@ def test_rows_are_the_truth():
   np.testing.assert_array_equal(out, [[0, 2, 0], [0, 0, 1], [0, 0, 0]])
 
 
-def test_ignored_pixels_do_not_count_wherever_predictions_fall():
-  labels = np.full((4, 4), 255, np.uint8)
+@pytest.mark.parametrize("ignored", [255, 3, -1, -100])
+def test_ignored_pixels_do_not_count_wherever_predictions_fall(ignored):
+  labels = np.full((4, 4), ignored, np.int32)
   predictions = np.arange(16).reshape(4, 4) % 3
   out = metrics.confusion_matrix(labels, predictions, 3)
   np.testing.assert_array_equal(out, np.zeros((3, 3)))
