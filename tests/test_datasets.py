@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from psp_jax import default_config
-from psp_jax.data import datasets, scene_renderer, scenes
+from psp_jax.data import camvid, datasets, scene_renderer, scenes
 from psp_jax.errors import ConfigError, DataError
 
 
@@ -291,6 +291,7 @@ def test_camvid_that_cannot_be_downloaded_says_how_to_clone_it(
   def offline(self, url):
     raise ConnectionError("no route to host")
 
+  monkeypatch.setattr(camvid, "_check_reachable", lambda url: None)
   monkeypatch.setattr(
       tfds.download.DownloadManager, "download_and_extract", offline)
   with pytest.raises(DataError, match="no route to host") as error:
@@ -299,6 +300,16 @@ def test_camvid_that_cannot_be_downloaded_says_how_to_clone_it(
           in str(error.value))
   assert "--config.data.manual_dir" in str(error.value)
   assert not prepared_in(tmp_path)
+
+
+def test_camvid_offline_says_so_at_once(tmp_path, monkeypatch):
+  """Before the download is tried, which would be tried for minutes."""
+  monkeypatch.setattr(camvid, "URL", "http://127.0.0.1:9/master.zip")
+  monkeypatch.setattr(
+      tfds.download.DownloadManager, "download_and_extract",
+      lambda self, url: pytest.fail("tried to download"))
+  with pytest.raises(DataError, match="(?i)refused.*git clone"):
+    datasets.prepare(config(tmp_path, "camvid"))
 
 
 def test_camvid_is_found_in_the_downloaded_archive(
@@ -310,6 +321,7 @@ def test_camvid_is_found_in_the_downloaded_archive(
     asked.append(url)
     return str(tmp_path / "unpacked")
 
+  monkeypatch.setattr(camvid, "_check_reachable", lambda url: None)
   monkeypatch.setattr(
       tfds.download.DownloadManager, "download_and_extract", download)
   c = config(tmp_path, "camvid")

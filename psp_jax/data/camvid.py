@@ -1,6 +1,7 @@
 """CamVid: 367 / 101 / 233 road photographs of 480x360, 11 classes."""
 
 import pathlib
+import urllib.request
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Camvid(PairsBuilder):
     if self.manual_dir is not None:
       return self.manual_dir
     try:
+      _check_reachable(URL)
       root = dl_manager.download_and_extract(URL)
     except Exception as error:  # Whatever the network stack raises.
       raise DataError(
@@ -41,3 +43,9 @@ class Camvid(PairsBuilder):
   def find_pairs(self, root):
     return {split: pairs.list_pairs(root / split, root / f"{split}annot")
             for split in ("train", "val", "test")}
+
+
+def _check_reachable(url: str) -> None:
+  """Raises OSError at once where TFDS would try again for minutes."""
+  request = urllib.request.Request(url, method="HEAD")
+  urllib.request.urlopen(request, timeout=20).close()
