@@ -279,3 +279,24 @@ def test_of_very_many_the_first_are_listed_and_the_rest_counted(folders):
   assert "25 bad files" in text and "5 more" in text
   assert all(f"{i:02}.jpg" in text for i in range(20))
   assert "20.jpg" not in text
+
+
+def test_what_follows_a_jpegs_end_does_not_matter():
+  image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+  jpeg = cv2.imencode(".jpg", image)[1].tobytes()
+  appended = jpeg + b"\xff\xda movie" * 500
+  np.testing.assert_array_equal(
+      pairs.decode_image(appended, "a"), pairs.decode_image(jpeg, "b"))
+
+
+def test_a_thumbnails_end_is_not_the_pictures():
+  """Cut in the scan, refilled with zeros, a thumbnail's marker before it."""
+  image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+  jpeg = cv2.imencode(".jpg", image)[1].tobytes()
+  thumbnail = b"\xff\xd8 small \xff\xd9"
+  segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+  whole = jpeg[:2] + segment + jpeg[2:]
+  assert pairs.decode_image(whole, "whole").shape == (40, 50, 3)
+  cut = whole[:len(whole) // 2] + bytes(len(whole) // 2)
+  with pytest.raises(DataError, match="cut"):
+    pairs.decode_image(cut, "cut")

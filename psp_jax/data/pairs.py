@@ -45,13 +45,25 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
 
 
 def _decode(data: bytes, flags: int) -> np.ndarray | None:
-  # A JPEG cut short still decodes, its rest grey: only the end marker tells.
-  if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-1024:]:
+  # A JPEG cut short may still decode, its rest grey: the end marker tells.
+  if data[:2] == b"\xff\xd8" and not _jpeg_is_whole(data):
     return None
   try:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   except cv2.error:
     return None
+
+
+def _jpeg_is_whole(data: bytes) -> bool:
+  """Whether an end marker follows the start of the scan.
+
+  The segments before it are stepped over: a thumbnail has its own markers.
+  What follows the end (phones append videos) does not matter.
+  """
+  at = 2
+  while data[at:at + 1] == b"\xff" and data[at + 1:at + 2] != b"\xda":
+    at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
+  return data.find(b"\xff\xd9", at) >= 0
 
 
 def list_pairs(image_dir, mask_dir) -> list[Pair]:
