@@ -25,6 +25,8 @@ setup(
         "grain>=0.2.10",  # Shuffles and batches; its state is a step number.
         "array_record>=0.7",  # The files that TFDS writes and Grain reads.
         "opencv-python-headless>=4.10",  # Decoding and augmentation.
+        "safetensors>=0.5",  # Published weights without PyTorch.
+        "h5py>=3.11",  # Keras's weights.
         # What those need but do not ask for:
         "tensorboard>=2.19",  # clu.metric_writers imports it.
         "tensorflow-cpu>=2.19; platform_machine == 'x86_64' and "
@@ -36,7 +38,10 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
+        "torch": ["torch>=2.6"],  # To read and write .pth files.
         "test": ["pytest>=8", "ruff>=0.9"],
+        # What the tests compare with where it is installed.
+        "parity": ["torch==2.13.0"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -21,11 +21,17 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.stride_in = "3x3"  # Or "1x1" (the original ResNet).
   c.model.output_stride = 8  # Or 16, 32.
   c.model.contract_dilation = False  # True: mmseg, torchvision, timm.
+  c.model.avg_down = False  # True: the "d" nets' average-pooled shortcut.
+  c.model.num_stages = 4  # SMP's net ends after layer2.
   c.model.width_multiplier = 1.0  # Of the backbone; the heads follow.
   c.model.pyramid = ml_collections.ConfigDict()
   c.model.pyramid.bins = (1, 2, 3, 6)  # () for no pyramid.
   c.model.pyramid.pool = "average"  # Or "max".
   c.model.pyramid.reduce = True  # 1x1 dimension reduction, Table 1's "DR".
+  c.model.pyramid.bin1_norm = True  # False: SMP's bias instead.
+  c.model.pyramid.fuse_size = 3  # Or 1 (SMP).
+  c.model.classifier_size = 1  # Or 3 (SMP).
+  c.model.align_corners = True  # False: mmseg, mit_semseg.
   c.model.head_channels = config_dict.placeholder(int)  # None: a quarter.
   c.model.auxiliary = True
   c.model.aux_channels = config_dict.placeholder(int)  # None: a quarter.

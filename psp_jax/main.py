@@ -1,7 +1,8 @@
 """python -m psp_jax.main --config=configs/NAME.py [--workdir=DIR] [--mode=...]
 
-Trains (and resumes), or evaluates. Exit code 2 means that something must be
-mended first: one message says what.
+Trains (and resumes), or evaluates. Without --config, the one that the workdir
+carries. Exit code 2 means that something must be mended first: one message
+says what.
 """
 
 import os
@@ -44,10 +45,22 @@ def _config_file() -> pathlib.Path:
   return pathlib.Path(name.split(".py:")[0].removesuffix(".py") + ".py")
 
 
+def _with_saved_config(argv):
+  """A workdir's own config where none is named."""
+  workdirs = [a.split("=", 1)[1] for a in argv
+              if re.match("--?workdir=", a)]
+  if any(re.match("--?config(=|$)", a) for a in argv) or not workdirs:
+    return argv
+  if not (pathlib.Path(workdirs[-1]) / "config.json").is_file():
+    return argv
+  saved = pathlib.Path(__file__).with_name("saved_config.py")
+  return [argv[0], f"--config={saved}:{workdirs[-1]}", *argv[1:]]
+
+
 def _parse(argv):
   """Flag parsing whose mistakes are one line each."""
   try:
-    argv = flags.FLAGS(argv)
+    argv = flags.FLAGS(_with_saved_config(argv))
   except (AttributeError, KeyError) as error:
     # ml_collections quotes its own quoted message; take the names from it.
     field = re.search(r"\w[\w.]*", str(error))[0]

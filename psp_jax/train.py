@@ -1,7 +1,6 @@
 """A training run, read top to bottom."""
 
 import functools
-import json
 import math
 import pathlib
 
@@ -12,6 +11,7 @@ from psp_jax import (
   console,
   evaluate,
   pretrained,
+  runs,
   sharding,
   train_step,
 )
@@ -45,7 +45,7 @@ def train(config, workdir: pathlib.Path) -> None:
   # ---- State: pretrained or random, then the last checkpoint if there is one.
   variables = train_step.initialize(model, config)
   if config.model.pretrained:
-    variables = pretrained.load_backbone(config.model.pretrained, variables)
+    variables = pretrained.load(config.model.pretrained, variables, config)
   state = train_step.create_train_state(model, config, variables)
   state = jax.device_put(state, sharding.replicated(mesh))
   workdir.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def train(config, workdir: pathlib.Path) -> None:
   if checkpoints.latest_step() is not None:
     state = checkpoints.restore(state)
   first_step = int(state.step)
-  save_config(config, workdir)
+  runs.save_config(config, workdir)
 
   console.describe_run(
       config, model, sum(p.size for p in jax.tree.leaves(state.params)), mesh,
@@ -136,18 +136,11 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
   Raises:
     UserError: there is no such checkpoint, or it does not fit the config.
   """
-  checkpoints = checkpoint.Checkpoints.existing(workdir)
-  model = create_model(config)
+  checkpoint.Checkpoints.existing(workdir).close()
   check_classes(config, datasets.taxonomy(config.data.name))
-  evaluator = evaluate.Evaluator(model, config)
+  evaluator = evaluate.Evaluator(create_model(config), config)
   split = datasets.open_split(config, config.eval.split)
-  mesh = sharding.create_mesh()
-  shapes = jax.eval_shape(lambda: train_step.create_train_state(model, config))
-  like = jax.tree.map(
-      lambda s: jax.ShapeDtypeStruct(
-          s.shape, s.dtype, sharding=sharding.replicated(mesh)), shapes)
-  state = checkpoints.restore(like, config.eval.step)
-  checkpoints.close()
+  state = runs.restore(config, workdir, config.eval.step)
   writer = create_writer(workdir)
   finish(evaluator, state, split, config, workdir, writer)
   writer.close()
@@ -193,12 +186,6 @@ def check_finite(step: int, metrics) -> dict[str, float]:
           f"{values['learning_rate']:.3g}: stopped; the checkpoints before it "
           "are good. Lower config.optimizer.base_lr and start again")
   return values
-
-
-def save_config(config, workdir: pathlib.Path) -> None:
-  if jax.process_index() == 0:
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-    (workdir / "config.json").write_text(text + "\n")
 
 
 def create_writer(workdir: pathlib.Path):

@@ -6,15 +6,17 @@ what a road photograph shows.
 """
 
 import cv2
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from psp_jax import default_config
 from psp_jax.data.normalize import normalize
 from psp_jax.errors import CheckpointError
 from psp_jax.models import pspnet, resnet
-from psp_jax.pretrained import keras_resnet, load_backbone
+from psp_jax.pretrained import keras_resnet, load
 
 BLOCKS = {2: "abc", 3: "abcd", 4: "abcdef", 5: "abc"}
 OUR_CONV = {"2a": "conv1", "2b": "conv2", "2c": "conv3", "1": "downsample"}
@@ -60,6 +62,13 @@ def variables_of(width=64):
   images = jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32)
   return jax.eval_shape(
       lambda x: model.init(jax.random.key(0), x, True), images)
+
+
+def load_backbone(path, variables, **fields):
+  """As `config.model.pretrained=path` does."""
+  config = default_config.get_config()
+  config.model.update({"stem": "7x7", "stride_in": "1x1", **fields})
+  return load(path, variables, config)
 
 
 def at(tree, *path):
@@ -155,7 +164,7 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
   with pytest.raises(CheckpointError) as error:
     load_backbone(str(path), variables_of(4))
   lines = str(error.value).splitlines()
-  assert str(path) in lines[0] and "model.depth=50" in lines[0]
+  assert f"config.model.pretrained={path}" in lines[0]
   problems = {
       "missing": ["layer2_1/conv2/conv/kernel (3, 3, 8, 8)",
                   "layer4_2/conv1/bn/mean (32,)"],
@@ -174,16 +183,54 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
   assert len(lines) == 8
 
 
-def test_a_net_of_another_stem_is_refused(tmp_path):
+@pytest.mark.parametrize("fields", [
+    {"stem": "32-32-64"}, {"stride_in": "3x3"}, {"avg_down": True}])
+def test_a_net_of_another_make_is_refused(fields, tmp_path):
+  # The stride's place does not show in any shape.
   path = tmp_path / "resnet50.npz"
   np.savez(path, **keras_tensors(4))
-  model = pspnet.PSPNet(3, 50, "32-32-64", stride_in="1x1",
-                        width_multiplier=1 / 16)
-  variables = jax.eval_shape(
-      lambda x: model.init(jax.random.key(0), x, True),
-      jax.ShapeDtypeStruct((1, 65, 65, 3), jnp.float32))
-  with pytest.raises(CheckpointError, match="stem_conv2/conv/kernel"):
-    load_backbone(str(path), variables)
+  needed = {"stem": "7x7", "stride_in": "1x1", "avg_down": False}
+  field, = fields
+  with pytest.raises(CheckpointError,
+                     match=f"set --config.model.{field}={needed[field]}"):
+    load_backbone(str(path), variables_of(4), **fields)
+
+
+def new_name(name):
+  """keras.applications' own renaming of its layers, in version 2.2.3."""
+  layer, field = name.split("/")
+  if layer in ("conv1", "bn_conv1"):
+    return f"{'conv1_conv' if layer == 'conv1' else 'conv1_bn'}/{field}"
+  if layer == "fc1000":
+    return f"predictions/{field}"
+  kind = "conv" if layer.startswith("res") else "bn"
+  place, branch = layer.removeprefix("res").removeprefix("bn").split("_branch")
+  number = {"1": 0, "2a": 1, "2b": 2, "2c": 3}[branch]
+  return (f"conv{place[0]}_block{ord(place[1]) - 96}_{number}_{kind}/{field}")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_h5_of_either_generation_is_the_npz(nested, tmp_path):
+  """Old names with epsilon 1e-3, new ones with 1.001e-5."""
+  tensors = keras_tensors(4)
+  np.savez(tmp_path / "old.npz", **tensors)
+  for path, rename in (("old.h5", str), ("new.h5", new_name)):
+    with h5py.File(tmp_path / path, "w") as file:
+      for name, value in tensors.items():
+        layer, field = rename(name).split("/")
+        top = "model_weights/" if nested else ""
+        file[f"{top}{layer}/{layer}/{field}:0"] = value
+  npz, old, new = (load_backbone(str(tmp_path / name), variables_of(4))
+                   for name in ("old.npz", "old.h5", "new.h5"))
+  jax.tree.map(np.testing.assert_array_equal, npz["batch_stats"]["backbone"],
+               old["batch_stats"]["backbone"])
+  jax.tree.map(np.testing.assert_array_equal, npz["params"]["backbone"],
+               new["params"]["backbone"])
+  flat = jax.tree_util.tree_leaves_with_path(npz["batch_stats"]["backbone"])
+  for (path, a), b in zip(
+      flat, jax.tree.leaves(new["batch_stats"]["backbone"]), strict=True):
+    change = 1e-3 - 1.001e-5 if path[-1].key == "var" else 0
+    np.testing.assert_allclose(a, b + change, rtol=1e-6)
 
 
 def text(path):

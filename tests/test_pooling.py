@@ -82,20 +82,20 @@ def test_averages_of_bfloat16_maps_are_summed_in_float32():
 def test_resize_aligns_corners(source, target):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, *source, 3)).astype(np.float32)
-  out = pooling.resize_align_corners(x, *target)
+  out = pooling.resize(x, *target)
   np.testing.assert_allclose(out, resize_loop(x, *target), atol=1e-6)
 
 
 def test_resize_keeps_corners_and_hits_every_eighth_pixel():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(1, 5, 8, 2)).astype(np.float32)
-  out = pooling.resize_align_corners(x, 33, 57)
+  out = pooling.resize(x, 33, 57)
   np.testing.assert_allclose(out[:, ::8, ::8], x, atol=1e-6)
 
 
 def test_resize_to_the_same_size_changes_nothing():
   x = np.random.default_rng(0).normal(size=(1, 5, 4, 2)).astype(np.float32)
-  np.testing.assert_array_equal(pooling.resize_align_corners(x, 5, 4), x)
+  np.testing.assert_array_equal(pooling.resize(x, 5, 4), x)
 
 
 def lax_conv(x, kernel):
@@ -111,7 +111,7 @@ def test_folded_convolution_equals_the_upsampled_one(size, bins):
   z = rng.normal(size=(2, bins, bins, 3)).astype(np.float32)
   kernel = rng.normal(size=(3, 3, 3, 4)).astype(np.float32)
   expected = lax_conv(resize_loop(z, *size).astype(np.float32), kernel)
-  out = pooling.conv3x3_of_upsampled(z, kernel, *size)
+  out = pooling.conv_of_upsampled(z, kernel, *size)
   np.testing.assert_allclose(out, expected, atol=2e-5)
 
 
@@ -142,7 +142,7 @@ def test_folded_head_equals_the_textbook_head_in_value_and_gradient(size):
     y = lax_conv(x, kernel[:, :, :4])
     for i, z in enumerate(zs):
       part = kernel[:, :, 4 + i * channels:4 + (i + 1) * channels]
-      y = y + pooling.conv3x3_of_upsampled(z, part, *size)
+      y = y + pooling.conv_of_upsampled(z, part, *size)
     return y
 
   def value_and_gradients(f):

@@ -31,6 +31,9 @@ def create_model(config) -> PSPNet:
   _one_of("model.output_stride", c.output_stride, (8, 16, 32))
   _one_of("model.stride_in", c.stride_in, ("3x3", "1x1"))
   _one_of("model.pyramid.pool", c.pyramid.pool, ("average", "max"))
+  _one_of("model.pyramid.fuse_size", c.pyramid.fuse_size, (1, 3))
+  _one_of("model.classifier_size", c.classifier_size, (1, 3))
+  _one_of("model.num_stages", c.num_stages, (2, 3, 4))
   _one_of("model.dtype", c.dtype, ("auto", *_DTYPES))
   bins = tuple(c.pyramid.bins)
   if any(not isinstance(b, int) or b < 1 for b in bins):
@@ -44,6 +47,9 @@ def create_model(config) -> PSPNet:
       contract_dilation=c.contract_dilation,
       width_multiplier=c.width_multiplier, bins=bins,
       pool=c.pyramid.pool, reduce=c.pyramid.reduce,
+      bin1_norm=c.pyramid.bin1_norm, fuse_size=c.pyramid.fuse_size,
+      classifier_size=c.classifier_size, align_corners=c.align_corners,
+      num_stages=c.num_stages, avg_down=c.avg_down,
       head_channels=c.head_channels, auxiliary=c.auxiliary,
       aux_channels=c.aux_channels, dropout=c.dropout,
       dtype=compute_dtype(c.dtype))

@@ -90,6 +90,16 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
   return _spatial_conv(x, kernel, stride, dilation)
 
 
+def avg_pool_2x2(x: Array, stride: int) -> Array:
+  """The "d" nets' AvgPool2d(2), border windows cut: timm's avg_down.
+
+  Stride 2 is ceil_mode; stride 1 (a dilated stage) keeps the size.
+  """
+  pads = [(0, 1 if stride == 1 else size % 2) for size in x.shape[1:3]]
+  return nn.avg_pool(x, (2, 2), (stride, stride), pads,
+                     count_include_pad=False)
+
+
 def max_pool_3x3(x: Array) -> Array:
   """MaxPool2d(3, stride=2, padding=1): (N,H,W,C) -> (N,ceil(H/2),ceil(W/2),C).
   """
@@ -127,7 +137,7 @@ def _bias_init(fan_in: int):
 
 
 class BatchNorm(nn.Module):
-  """torch.nn.BatchNorm2d over the global batch, statistics in fp32.
+  """torch.nn.BatchNorm2d over the global batch, statistics in fp32 or wider.
 
   Under `jax.jit` with a batch-sharded input the means are over every device:
   synchronised BatchNorm with no extra code. The running variance is unbiased,
@@ -145,12 +155,13 @@ class BatchNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
     running_var = self.variable("batch_stats", "var", jnp.ones, features)
+    x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
     if train:
       # One pass over the activations. Shifting by the running mean keeps
       # E[x^2] - E[x]^2 from cancelling where the mean is large.
       axes = tuple(range(x.ndim - 1))
       shift = jax.lax.stop_gradient(running_mean.value)
-      centred = x.astype(jnp.float32) - shift
+      centred = x - shift
       offset = jnp.mean(centred, axes)
       var = jnp.maximum(jnp.mean(centred**2, axes) - offset**2, 0.0)
       mean = offset + shift
@@ -163,23 +174,29 @@ class BatchNorm(nn.Module):
     else:
       mean, var = running_mean.value, running_var.value
     gain = scale * jax.lax.rsqrt(var + self.epsilon)
-    y = x.astype(jnp.float32) * gain + (bias - mean * gain)
+    y = x * gain + (bias - mean * gain)
     return y.astype(self.dtype)
 
 
 class ConvBNReLU(nn.Module):
-  """Convolution, BatchNorm and (unless `relu=False`) ReLU."""
+  """Convolution, BatchNorm and (unless `relu=False`) ReLU.
+
+  With `norm=False` a bias stands in for the BatchNorm.
+  """
   features: int
   size: int = 3
   stride: int = 1
   dilation: int = 1
   relu: bool = True
+  norm: bool = True
   kernel_init: Any = kaiming_normal
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     x = Conv(self.features, self.size, self.stride, self.dilation,
-             kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
-    x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
+             use_bias=not self.norm, kernel_init=self.kernel_init,
+             dtype=self.dtype, name="conv")(x)
+    if self.norm:
+      x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
     return nn.relu(x) if self.relu else x

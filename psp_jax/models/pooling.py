@@ -1,4 +1,4 @@
-"""Adaptive pooling, align-corners resizing and their folding, as matrices.
+"""Adaptive pooling, bilinear resizing and their folding, as matrices.
 
 Each is linear along one axis at a time, so each is a small constant matrix
 built by numpy at trace time and applied by einsum: exact against PyTorch,
@@ -17,23 +17,32 @@ def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
 
 def average_matrix(size: int, bins: int) -> np.ndarray:
   """(bins, size) matrix of torch's AdaptiveAvgPool along one axis."""
-  matrix = np.zeros((bins, size), np.float32)
+  matrix = np.zeros((bins, size))
   for i, (start, end) in enumerate(bin_edges(size, bins)):
     matrix[i, start:end] = 1 / (end - start)
   return matrix
 
 
-def interpolation_matrix(source: int, target: int) -> np.ndarray:
-  """(target, source) matrix of align-corners linear interpolation."""
-  scale = (source - 1) / (target - 1) if target > 1 else 0.0
-  position = np.arange(target) * scale
+def interpolation_matrix(
+    source: int, target: int, align_corners: bool = True) -> np.ndarray:
+  """(target, source) matrix of linear interpolation along one axis.
+
+  Either end on end, or (`align_corners=False`) half-pixel centres, as
+  cv2.resize and torch's interpolate by default.
+  """
+  if align_corners:
+    scale = (source - 1) / (target - 1) if target > 1 else 0.0
+    position = np.arange(target) * scale
+  else:
+    position = (np.arange(target) + 0.5) * (source / target) - 0.5
+    position = np.clip(position, 0, source - 1)
   low = np.minimum(np.floor(position).astype(int), source - 1)
   high = np.minimum(low + 1, source - 1)
   weight = position - low
   matrix = np.zeros((target, source))
   np.add.at(matrix, (np.arange(target), low), 1 - weight)
   np.add.at(matrix, (np.arange(target), high), weight)
-  return matrix.astype(np.float32)
+  return matrix
 
 
 def adaptive_pool(x: jax.Array, bins: int, kind: str = "average"):
@@ -44,51 +53,57 @@ def adaptive_pool(x: jax.Array, bins: int, kind: str = "average"):
     x = jnp.stack(rows, 1)
     columns = [x[:, :, a:b].max(2) for a, b in bin_edges(width, bins)]
     return jnp.stack(columns, 2)
-  rows = average_matrix(height, bins)
-  columns = average_matrix(width, bins)
   # fp32 sums: a bin averages up to a whole map, too many terms for bf16.
-  pooled = jnp.einsum("ah,nhwc->nawc", rows, x,
-                      preferred_element_type=jnp.float32)
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  rows = average_matrix(height, bins).astype(wide)
+  columns = average_matrix(width, bins).astype(wide)
+  pooled = jnp.einsum("ah,nhwc->nawc", rows, x, preferred_element_type=wide)
   pooled = jnp.einsum("bw,nawc->nabc", columns, pooled)
   return pooled.astype(x.dtype)
 
 
-def resize_align_corners(x: jax.Array, height: int, width: int) -> jax.Array:
-  """Bilinear, corners aligned: (N, h, w, C) -> (N, height, width, C)."""
+def resize(x: jax.Array, height: int, width: int,
+           align_corners: bool = True) -> jax.Array:
+  """Bilinear: (N, h, w, C) -> (N, height, width, C)."""
   if x.shape[1:3] == (height, width):
     return x
-  rows = interpolation_matrix(x.shape[1], height).astype(x.dtype)
-  columns = interpolation_matrix(x.shape[2], width).astype(x.dtype)
+  rows = interpolation_matrix(
+      x.shape[1], height, align_corners).astype(x.dtype)
+  columns = interpolation_matrix(
+      x.shape[2], width, align_corners).astype(x.dtype)
   x = jnp.einsum("ha,nabc->nhbc", rows, x)
   return jnp.einsum("wb,nhbc->nhwc", columns, x)
 
 
-def conv3x3_of_upsampled(
-    z: jax.Array, kernel: jax.Array, height: int, width: int) -> jax.Array:
-  """conv3x3(resize_align_corners(z, height, width)) without upsampling.
+def conv_of_upsampled(z: jax.Array, kernel: jax.Array, height: int,
+                      width: int, align_corners: bool = True) -> jax.Array:
+  """conv2d(resize(z, height, width), kernel) without upsampling.
 
-  With U the interpolation matrices and S_i the shift by i - 1 rows that fills
-  with zeros (the convolution's padding),
-    conv3x3(U_h z U_w^T) = sum_ij S_i U_h (z kernel_ij) (S_j U_w)^T,
+  With U the interpolation matrices and S_i the shift by i - k // 2 rows that
+  fills with zeros (the convolution's padding),
+    conv(U_h z U_w^T) = sum_ij S_i U_h (z kernel_ij) (S_j U_w)^T,
   so the channel products run on the few positions of z.
 
   Args:
     z: (N, a, b, C), a and b small.
-    kernel: (3, 3, C, O).
+    kernel: (k, k, C, O), k odd.
     height: of the map that z stands for.
     width: likewise.
+    align_corners: of the upsampling.
 
   Returns:
     (N, height, width, O).
   """
   taps = jnp.einsum("nabc,ijco->ijnabo", z, kernel)
-  rows = _shifted(interpolation_matrix(z.shape[1], height)).astype(z.dtype)
-  columns = _shifted(interpolation_matrix(z.shape[2], width)).astype(z.dtype)
+  rows, columns = (
+      _shifted(interpolation_matrix(source, target, align_corners),
+               kernel.shape[0]).astype(z.dtype)
+      for source, target in zip(z.shape[1:3], (height, width)))
   taps = jnp.einsum("jwb,ijnabo->inawo", columns, taps)
   return jnp.einsum("iha,inawo->nhwo", rows, taps)
 
 
-def _shifted(matrix: np.ndarray) -> np.ndarray:
-  """(3, H, a): row h of plane i is row h + i - 1 of `matrix`, or zero."""
-  padded = np.pad(matrix, ((1, 1), (0, 0)))
-  return np.stack([padded[i:i + len(matrix)] for i in range(3)])
+def _shifted(matrix: np.ndarray, taps: int) -> np.ndarray:
+  """(taps, H, a): row h of plane i is row h + i - taps // 2, or zero."""
+  padded = np.pad(matrix, ((taps // 2, taps // 2), (0, 0)))
+  return np.stack([padded[i:i + len(matrix)] for i in range(taps)])

@@ -27,12 +27,16 @@ class PyramidHead(nn.Module):
   """Pyramid pooling and the 3x3 fuse convolution (paper section 3.2).
 
   `bins=()` leaves the pyramid out: the dilated FCN baseline of Table 1. With
-  `reduce=False` the pooled features keep their channels (no "DR").
+  `reduce=False` the pooled features keep their channels (no "DR"). SMP fuses
+  by a 1x1 (`fuse_size=1`), and its bin 1 has no BatchNorm.
   """
   features: int
   bins: tuple[int, ...] = (1, 2, 3, 6)
   pool: str = "average"
   reduce: bool = True
+  bin1_norm: bool = True
+  fuse_size: int = 3
+  align_corners: bool = True
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -43,35 +47,40 @@ class PyramidHead(nn.Module):
       z = pooling.adaptive_pool(x, size, self.pool)
       if self.reduce:
         z = ConvBNReLU(channels // len(self.bins), 1,
+                       norm=size > 1 or self.bin1_norm,
                        kernel_init=torch_uniform, dtype=self.dtype,
                        name=f"bin{size}")(z, train)
       branches.append(z)
 
     fused = channels + sum(z.shape[-1] for z in branches)
     kernel = self.param("kernel", torch_uniform,
-                        (3, 3, fused, self.features), jnp.float32)
+                        (self.fuse_size, self.fuse_size, fused,
+                         self.features), jnp.float32)
     kernel = kernel.astype(self.dtype)
     y = conv2d(x, kernel[:, :, :channels])
     start = channels
     for z in branches:
       part = kernel[:, :, start:start + z.shape[-1]]
-      y = y + pooling.conv3x3_of_upsampled(z, part, height, width)
+      y = y + pooling.conv_of_upsampled(
+          z, part, height, width, self.align_corners)
       start += z.shape[-1]
     return nn.relu(BatchNorm(dtype=self.dtype, name="bn")(y, train))
 
 
 class Classifier(nn.Module):
-  """Channel dropout (torch's Dropout2d) and the 1x1 classifier."""
+  """Channel dropout (torch's Dropout2d) and the classifier, 1x1 or SMP's 3x3.
+  """
   num_classes: int
   dropout: float = 0.1
+  size: int = 1
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = nn.Dropout(self.dropout, broadcast_dims=(1, 2),
                    deterministic=not train)(x)
-    return Conv(self.num_classes, 1, use_bias=True, kernel_init=torch_uniform,
-                dtype=self.dtype, name="conv")(x)
+    return Conv(self.num_classes, self.size, use_bias=True,
+                kernel_init=torch_uniform, dtype=self.dtype, name="conv")(x)
 
 
 class PSPNet(nn.Module):
@@ -81,7 +90,8 @@ class PSPNet(nn.Module):
   (N, H, W, classes); the second is None where `auxiliary` is off. With
   `train=False`, the logits alone; the auxiliary head is not computed.
   `head_channels` and `aux_channels` default to a quarter of their input's,
-  which is 512 and 256 for the bottleneck nets.
+  which is 512 and 256 for the bottleneck nets. `align_corners` is of all
+  upsampling, the bins' and the logits'.
   """
   num_classes: int
   depth: int = 50
@@ -93,6 +103,12 @@ class PSPNet(nn.Module):
   bins: tuple[int, ...] = (1, 2, 3, 6)
   pool: str = "average"
   reduce: bool = True
+  bin1_norm: bool = True
+  fuse_size: int = 3
+  classifier_size: int = 1
+  align_corners: bool = True
+  num_stages: int = 4
+  avg_down: bool = False
   head_channels: int | None = None
   auxiliary: bool = True
   aux_channels: int | None = None
@@ -104,15 +120,17 @@ class PSPNet(nn.Module):
     size = images.shape[1:3]
     layer3, layer4 = ResNet(
         self.depth, self.stem, self.output_stride, self.stride_in,
-        self.contract_dilation, self.width_multiplier, dtype=self.dtype,
-        name="backbone")(images.astype(self.dtype), train)
+        self.contract_dilation, self.width_multiplier, self.num_stages,
+        self.avg_down, dtype=self.dtype, name="backbone")(
+            images.astype(self.dtype), train)
 
     x = PyramidHead(
         self.head_channels or layer4.shape[-1] // 4, self.bins, self.pool,
-        self.reduce, dtype=self.dtype, name="pyramid")(layer4, train)
-    logits = Classifier(self.num_classes, self.dropout, dtype=self.dtype,
-                        name="classifier")(x, train)
-    logits = pooling.resize_align_corners(logits.astype(jnp.float32), *size)
+        self.reduce, self.bin1_norm, self.fuse_size, self.align_corners,
+        dtype=self.dtype, name="pyramid")(layer4, train)
+    logits = Classifier(self.num_classes, self.dropout, self.classifier_size,
+                        dtype=self.dtype, name="classifier")(x, train)
+    logits = self._to_image(logits, size)
     if not train:
       return logits
 
@@ -123,5 +141,9 @@ class PSPNet(nn.Module):
                      name="aux")(layer3, train)
       x = Classifier(self.num_classes, self.dropout, dtype=self.dtype,
                      name="aux_classifier")(x, train)
-      aux_logits = pooling.resize_align_corners(x.astype(jnp.float32), *size)
+      aux_logits = self._to_image(x, size)
     return logits, aux_logits
+
+  def _to_image(self, logits, size):
+    logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
+    return pooling.resize(logits, *size, self.align_corners)

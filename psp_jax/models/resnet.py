@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from psp_jax.models.layers import ConvBNReLU, max_pool_3x3
+from psp_jax.models.layers import ConvBNReLU, avg_pool_2x2, max_pool_3x3
 
 # depth -> (blocks of layer1..4, block kind). 10 and 14 are timm's one-block
 # stages: nets for small machines, and the ones whose receptive field is small.
@@ -66,6 +66,7 @@ class BottleneckBlock(nn.Module):
   dilation: int = 1
   stride_in: str = "3x3"
   first: bool = False
+  avg_down: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -80,19 +81,29 @@ class BottleneckBlock(nn.Module):
     y = ConvBNReLU(self.features, 1, relu=False, dtype=self.dtype,
                    name="conv3")(y, train)
     if self.first:
-      x = ConvBNReLU(self.features, 1, self.stride, relu=False,
+      stride = self.stride
+      if self.avg_down:
+        x, stride = avg_pool_2x2(x, stride), 1
+      x = ConvBNReLU(self.features, 1, stride, relu=False,
                      dtype=self.dtype, name="downsample")(x, train)
     return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
-  """(N, H, W, 3) -> features of layer3 (for the auxiliary head) and layer4."""
+  """(N, H, W, 3) -> features of the last two stages.
+
+  Those are layer3 (for the auxiliary head) and layer4, unless `num_stages`
+  ends the net earlier. `avg_down` is the "d" nets' shortcut: average pooling,
+  then a 1x1 convolution of stride 1.
+  """
   depth: int = 50
   stem: str = "64-64-128"
   output_stride: int = 8
   stride_in: str = "3x3"
   contract_dilation: bool = False
   width_multiplier: float = 1.0
+  num_stages: int = 4
+  avg_down: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -112,23 +123,25 @@ class ResNet(nn.Module):
     dilation_before = 1
     geometry = stage_geometry(self.output_stride)
     for stage, (num_blocks, (stride, dilation)) in enumerate(
-        zip(blocks, geometry), start=1):
+        zip(blocks[:self.num_stages], geometry), start=1):
       features = self._width(64 * 2**(stage - 1)) * EXPANSION[kind]
       for b in range(num_blocks):
         contracted = b == 0 and self.contract_dilation
         x = self._block(kind, features, stride if b == 0 else 1,
                         dilation_before if contracted else dilation,
-                        first=b == 0, name=f"layer{stage}_{b}")(x, train)
+                        first=b == 0, avg_down=self.avg_down and stage > 1,
+                        name=f"layer{stage}_{b}")(x, train)
       dilation_before = dilation
       taps.append(x)
-    return taps[2], taps[3]
+    return taps[-2], taps[-1]
 
   def _width(self, channels: int) -> int:
     return max(1, round(channels * self.width_multiplier))
 
-  def _block(self, kind, features, stride, dilation, first, name):
+  def _block(self, kind, features, stride, dilation, first, avg_down, name):
     common = dict(features=features, stride=stride, dilation=dilation,
                   dtype=self.dtype, name=name)
     if kind == "basic":
       return BasicBlock(**common)
-    return BottleneckBlock(stride_in=self.stride_in, first=first, **common)
+    return BottleneckBlock(stride_in=self.stride_in, first=first,
+                           avg_down=avg_down, **common)

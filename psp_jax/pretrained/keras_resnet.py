@@ -1,72 +1,41 @@
-"""Keras's ImageNet ResNet-50 (`.npz` of its tensors by Keras name).
+"""Keras's ImageNet ResNets, by the names of either generation of Keras.
 
-Keras feeds BGR minus a mean and has BatchNorm epsilon 1e-3; we feed RGB
+Keras feeds BGR minus a mean and has another BatchNorm epsilon; we feed RGB
 normalised by mean and std, with 1e-5. The conversion is exact: the first
 kernel absorbs the input's change, the variances absorb the epsilon's.
 """
 
-import pathlib
 import re
-import zipfile
-import zlib
 
-import flax.traverse_util
 import numpy as np
 
 from psp_jax.data.normalize import MEAN, STD
-from psp_jax.errors import CheckpointError
 
-_KERAS_MEAN_RGB = np.array([123.68, 116.779, 103.939])
-_EPSILON_CHANGE = 1e-3 - 1e-5
+# What Caffe and Keras subtract.
+_BGR_NETS_MEAN_RGB = np.array([123.68, 116.779, 103.939])
+_EPSILON = 1e-5
 _BRANCHES = {"2a": "conv1", "2b": "conv2", "2c": "conv3", "1": "downsample"}
+_NEW_BRANCHES = {"0": "downsample", "1": "conv1", "2": "conv2", "3": "conv3"}
+_CLASSIFIERS = ("fc1000", "predictions", "probs")
 _BN_FIELDS = {"gamma": ("params", "scale"), "beta": ("params", "bias"),
               "moving_mean": ("batch_stats", "mean"),
               "moving_variance": ("batch_stats", "var")}
 
 
-def load_backbone(path: str, variables):
-  """`variables` with the backbone's arrays taken from `path`.
-
-  Args:
-    path: an .npz with `conv1/kernel`, `res2a_branch2a/kernel`,
-      `bn2a_branch2a/gamma`, ...; the classifier `fc1000` is left out.
-    variables: {"params", "batch_stats"} of a PSPNet with a 7x7 stem and
-      strides in the 1x1.
-
-  Raises:
-    CheckpointError: the file is not there or unreadable, or an array is
-      missing, left over or of another shape: all are listed.
-  """
-  found = convert(_read(path))
-  ours = {(collection, *key): value
-          for collection in ("params", "batch_stats")
-          for key, value in flax.traverse_util.flatten_dict(
-              variables[collection]["backbone"]).items()}
-  problems = [f"missing: {'/'.join(k)} {ours[k].shape}"
-              for k in ours if k not in found]
-  problems += [f"left over: {'/'.join(k)} {found[k].shape}"
-               for k in found if k not in ours]
-  problems += [f"shape of {'/'.join(k)}: {found[k].shape} in the file, "
-               f"{ours[k].shape} in the model"
-               for k in ours if k in found and ours[k].shape != found[k].shape]
-  if problems:
-    raise CheckpointError(
-        f"config.model.pretrained={path} does not fit the backbone (it needs "
-        "model.depth=50, model.stem='7x7', model.stride_in='1x1', "
-        "model.width_multiplier=1):\n  " + "\n  ".join(problems))
-  loaded = flax.traverse_util.unflatten_dict(found)
-  return {collection: {**variables[collection],
-                       "backbone": loaded[collection]}
-          for collection in ("params", "batch_stats")}
+def is_keras(names) -> bool:
+  return any(_place(name.split("/")[0]) for name in names)
 
 
 def convert(tensors: dict[str, np.ndarray]) -> dict[tuple, np.ndarray]:
-  """Keras tensors to (collection, layer, ..., field) -> float32 array."""
-  out, biases = {}, {}
+  """Keras tensors to (collection, layer, ..., field) -> float32 array.
+
+  Those of no place in a ResNet keep their names, ("params", name).
+  """
+  out, biases, epsilons = {}, {}, {}
   for name, value in tensors.items():
     value = np.asarray(value, np.float64)
-    layer, field = name.split("/", 1) if "/" in name else (name, "")
-    if layer == "fc1000":
+    layer, _, field = name.partition("/")
+    if layer in _CLASSIFIERS:
       continue
     place = _place(layer)
     if place is None:
@@ -78,48 +47,50 @@ def convert(tensors: dict[str, np.ndarray]) -> dict[tuple, np.ndarray]:
     elif field in _BN_FIELDS:
       collection, ours = _BN_FIELDS[field]
       out[collection, *place, "bn", ours] = value
+      # keras.applications since 2.2.3 names layers anew, with this epsilon.
+      epsilons[place] = 1.001e-5 if layer.endswith("_bn") else 1e-3
     else:
       out["params", name] = value
 
-  stem = ("params", "stem_conv1", "conv", "kernel")
-  if stem in out and out[stem].ndim == 4 and out[stem].shape[2] == 3:
-    kernel = out[stem][:, :, ::-1]  # BGR to RGB.
-    shift = 255 * np.array(MEAN) / 255 - _KERAS_MEAN_RGB
-    biases["stem_conv1",] = (biases.get(("stem_conv1",), 0)
-                             + np.einsum("hwco,c->o", kernel, shift))
-    out[stem] = kernel * np.array(STD)[:, None]
   for place, bias in biases.items():
     mean = ("batch_stats", *place, "bn", "mean")
     if mean in out:  # A bias before BatchNorm is a shift of its mean.
       out[mean] = out[mean] - bias
+  fold_bgr_input(out)
   for key in out:
     if key[-1] == "var":
-      out[key] = out[key] + _EPSILON_CHANGE
+      out[key] = out[key] + (epsilons[key[1:-2]] - _EPSILON)
   return {key: value.astype(np.float32) for key, value in out.items()}
+
+
+def fold_bgr_input(arrays: dict[tuple, np.ndarray], *prefix: str) -> None:
+  """Makes a stem that takes BGR minus a mean take our RGB, in place.
+
+  Exact but for the border, where our zero padding is 0.005 grey levels away
+  from theirs.
+  """
+  stem = ("params", *prefix, "stem_conv1", "conv", "kernel")
+  mean = ("batch_stats", *prefix, "stem_conv1", "bn", "mean")
+  if stem not in arrays or arrays[stem].shape[2:3] != (3,):
+    return  # Reported as missing or misshapen.
+  kernel = arrays[stem][:, :, ::-1].astype(np.float64)
+  shift = np.einsum("hwco,c->o", kernel, np.array(MEAN) - _BGR_NETS_MEAN_RGB)
+  arrays[stem] = (kernel * np.array(STD)[:, None]).astype(arrays[stem].dtype)
+  if mean in arrays and arrays[mean].shape == shift.shape:
+    arrays[mean] = (arrays[mean] - shift).astype(arrays[mean].dtype)
 
 
 def _place(layer: str) -> tuple[str, ...] | None:
   """Keras layer name to our module path below the backbone."""
-  if layer in ("conv1", "bn_conv1"):
+  if layer in ("conv1", "bn_conv1", "conv1_conv", "conv1_bn"):
     return ("stem_conv1",)
-  match = re.fullmatch(r"(?:res|bn)([2-5])([a-z])_branch(2a|2b|2c|1)", layer)
-  if not match:
-    return None
-  stage, block, branch = match.groups()
-  return (f"layer{int(stage) - 1}_{ord(block) - ord('a')}",
-          _BRANCHES[branch])
-
-
-def _read(path: str) -> dict[str, np.ndarray]:
-  if not pathlib.Path(path).is_file():
-    raise CheckpointError(f"config.model.pretrained={path}: no such file")
-  try:
-    archive = np.load(path, allow_pickle=False)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-      raise ValueError("a single array")
-    with archive:
-      return dict(archive)
-  except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile,
-          zlib.error) as error:
-    raise CheckpointError(f"config.model.pretrained={path}: not a readable "
-                          f".npz of arrays ({error})") from error
+  if match := re.fullmatch(r"(?:res|bn)([2-5])([a-z])_branch(2a|2b|2c|1)",
+                           layer):
+    stage, block, branch = match.groups()
+    return (f"layer{int(stage) - 1}_{ord(block) - ord('a')}",
+            _BRANCHES[branch])
+  if match := re.fullmatch(r"conv([2-5])_block(\d+)_([0-3])_(?:conv|bn)",
+                           layer):
+    stage, block, branch = match.groups()
+    return (f"layer{int(stage) - 1}_{int(block) - 1}", _NEW_BRANCHES[branch])
+  return None
