@@ -27,6 +27,7 @@ setup(
         "opencv-python-headless>=4.10",  # Decoding and augmentation.
         "safetensors>=0.5",  # Published weights without PyTorch.
         "h5py>=3.11",  # Keras's weights.
+        "pillow>=10",  # Palette PNGs, of which OpenCV expands the palette.
         # What those need but do not ask for:
         "tensorboard>=2.19",  # clu.metric_writers imports it.
         "tensorflow-cpu>=2.19; platform_machine == 'x86_64' and "
@@ -40,8 +41,8 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.6"],  # To read and write .pth files.
         "test": ["pytest>=8", "ruff>=0.9"],
-        # What the tests compare with where it is installed.
-        "parity": ["torch==2.13.0"],
+        # What tests compare with; without them those skip.
+        "parity": ["torch==2.13.0", "cityscapesscripts>=2.2"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

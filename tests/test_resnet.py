@@ -95,7 +95,7 @@ def test_every_3x3_has_its_dilation_and_stride(
     np.testing.assert_allclose(
         outputs, recompute(inputs, kernels["conv2"]["conv"]["kernel"], after,
                            (first if block == 0 else others)[stage]),
-        atol=1e-4, err_msg=name)
+        rtol=1e-5, atol=1e-3, err_msg=name)
     if block == 0 and stage > 0:
       # The 1x1 convolutions that carry the stride, or do not.
       x, = captured[f"layer{stage}_{(3, 4, 6)[stage - 1] - 1}"]["__call__"]
@@ -103,7 +103,7 @@ def test_every_3x3_has_its_dilation_and_stride(
         out, = captured[name][conv]["conv"]["__call__"]
         np.testing.assert_allclose(
             out, recompute(x, kernels[conv]["conv"]["kernel"], s, 1),
-            atol=1e-4, err_msg=f"{name} {conv}")
+            rtol=1e-5, atol=1e-3, err_msg=f"{name} {conv}")
     assert ("downsample" in kernels) == (block == 0)
 
 
@@ -125,7 +125,7 @@ def test_basic_blocks_dilate_their_first_convolution():
       np.testing.assert_allclose(
           block[conv]["conv"]["__call__"][0],
           recompute(source["__call__"][0], kernels[conv]["conv"]["kernel"],
-                    1, d), atol=1e-4, err_msg=f"{name} {conv}")
+                    1, d), rtol=1e-5, atol=1e-3, err_msg=f"{name} {conv}")
     previous = name
 
 
