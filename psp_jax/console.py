@@ -84,7 +84,8 @@ class Progress:
 
 def summary(scores: metrics.Scores) -> str:
   return (f"mIoU {scores.miou:.2%}  mean accuracy {scores.mean_accuracy:.2%}"
-          f"  pixel accuracy {scores.pixel_accuracy:.2%}")
+          f"  pixel accuracy {scores.pixel_accuracy:.2%}"
+          f"  final score {scores.final_score:.2%}")
 
 
 def score_table(scores: metrics.Scores, class_names) -> str:

@@ -140,17 +140,22 @@ def score(confusion, config) -> metrics.Scores:
 
 
 def write_results(workdir, scores, taxonomy, protocol, num_images: int,
-                  step: int, kept) -> None:
+                  step: int, kept, dataset: str, split: str) -> None:
   """eval.json and contact_sheet.png, from process 0."""
   if jax.process_index() != 0:
     return
   result = {
+      "dataset": dataset, "split": split,
       "miou": _or_null(scores.miou),
       "mean_accuracy": _or_null(scores.mean_accuracy),
       "pixel_accuracy": _or_null(scores.pixel_accuracy),
+      "final_score": _or_null(scores.final_score),
       "per_class_iou": {
           name: _or_null(iou)
           for name, iou in zip(taxonomy.class_names, scores.per_class_iou)},
+      "per_class_accuracy": {
+          name: _or_null(accuracy) for name, accuracy in zip(
+              taxonomy.class_names, scores.per_class_accuracy)},
       "num_images": num_images, "step": step,
       "protocol": protocol.as_json()}
   (workdir / "eval.json").write_text(json.dumps(result, indent=2) + "\n")

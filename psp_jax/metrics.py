@@ -29,6 +29,11 @@ class Scores:
   per_class_iou: np.ndarray
   per_class_accuracy: np.ndarray
 
+  @property
+  def final_score(self) -> float:
+    """What the ADE20K benchmark (CSAIL) ranks by."""
+    return (self.pixel_accuracy + self.miou) / 2
+
 
 def scores(confusion: np.ndarray, absent: str = "skip") -> Scores:
   """Scores of an integer confusion matrix, rows truth, columns prediction.

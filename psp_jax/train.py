@@ -157,7 +157,8 @@ def finish(evaluator, state, split, config, workdir, writer) -> None:
   count = len(input_pipeline.subset_indices(
       len(split), config.eval.num_images))
   evaluate.write_results(workdir, scores, split.taxonomy, evaluator.protocol,
-                         count, step, kept)
+                         count, step, kept, config.data.name,
+                         config.eval.split)
   writer.write_scalars(step, {
       "eval/miou": scores.miou, "eval/mean_accuracy": scores.mean_accuracy,
       "eval/pixel_accuracy": scores.pixel_accuracy})

@@ -234,7 +234,8 @@ def test_scores_treat_absent_classes_as_configured(absent, miou, accuracy):
 
 def written(tmp_path, scores, kept=()):
   how = sliding_window.Protocol((0.75, 1.0), True, 33, 2 / 3, 60)
-  evaluate.write_results(tmp_path, scores, TAXONOMY, how, 12, 345, kept)
+  evaluate.write_results(tmp_path, scores, TAXONOMY, how, 12, 345, kept,
+                         "camvid", "test")
 
   def refuse(constant):
     raise AssertionError(f"{constant} is not JSON")
@@ -245,10 +246,14 @@ def written(tmp_path, scores, kept=()):
 
 def test_the_result_as_json(tmp_path):
   assert written(tmp_path, metrics.scores(CONFUSION)) == {
+      "dataset": "camvid", "split": "test",
       "miou": pytest.approx(13 / 18), "mean_accuracy": pytest.approx(2.5 / 3),
       "pixel_accuracy": pytest.approx(0.85),
+      "final_score": pytest.approx((13 / 18 + 0.85) / 2),
       "per_class_iou": {"one": pytest.approx(2 / 3), "two": 0.5, "three": 1.0,
                         "four": None},
+      "per_class_accuracy": {"one": 0.75, "two": 0.75, "three": 1.0,
+                             "four": None},
       "num_images": 12, "step": 345,
       "protocol": {"scales": [0.75, 1.0], "flip": True, "window": 33,
                    "base_size": 60, "stride_fraction": 2 / 3}}
@@ -258,8 +263,9 @@ def test_the_result_as_json(tmp_path):
 def test_where_all_is_ignored_the_result_is_still_json(tmp_path):
   result = written(tmp_path, metrics.scores(np.zeros((4, 4))))
   assert result["miou"] is result["mean_accuracy"] is None
-  assert result["pixel_accuracy"] is None
+  assert result["pixel_accuracy"] is result["final_score"] is None
   assert result["per_class_iou"] == dict.fromkeys(TAXONOMY.class_names)
+  assert result["per_class_accuracy"] == result["per_class_iou"]
 
 
 def test_the_contact_sheet_is_a_picture_with_the_image_in_it(tmp_path):

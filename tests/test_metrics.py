@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from psp_jax import metrics
+from psp_jax.data import ade20k, pairs
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
@@ -99,6 +100,28 @@ def test_nothing_but_ignored_pixels():
   assert math.isnan(out.pixel_accuracy)
   assert np.isnan(out.per_class_iou).all()
   assert metrics.scores(np.zeros((4, 4), int), "zero").miou == 0
+
+
+def test_the_final_score_is_the_mean_of_two():
+  assert metrics.scores(np.array([[3, 1], [0, 0]])).final_score == (
+      pytest.approx((3 / 4 + (3 / 4 + 0) / 2) / 2))
+
+
+def test_perfect_guesses_of_the_ade20k_samples(shared):
+  """15 of 150 classes occur: 0.1 where the absent ones count as zero."""
+  root = shared / "data/ade20k_sample/ADEChallengeData2016"
+  found = pairs.list_pairs(root / "images/validation",
+                           root / "annotations/validation")
+  confusion = np.zeros((150, 150), np.int64)
+  for pair in found:
+    mask = pairs.decode_mask(pair.mask.read_bytes(), pair.name)
+    label = ade20k.TAXONOMY.label_map[mask]
+    confusion += np.asarray(metrics.confusion_matrix(label, label, 150))
+  assert len(found) == 3
+  out = metrics.scores(confusion, "zero")
+  assert out.miou == pytest.approx(0.1, abs=1e-12) and out.pixel_accuracy == 1
+  assert out.final_score == pytest.approx(0.55)
+  assert metrics.scores(confusion, "skip").miou == 1
 
 
 def test_counts_beyond_float32_stay_exact():

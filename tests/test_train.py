@@ -42,8 +42,11 @@ def finished(tiny_config, tmp_path_factory, _run_once, capsys):
 def test_a_run_leaves_what_it_promises(finished, tiny_config):
   workdir, _ = finished
   result = json.loads((workdir / "eval.json").read_text())
-  assert set(result) == {"miou", "mean_accuracy", "pixel_accuracy",
-                         "per_class_iou", "num_images", "step", "protocol"}
+  assert set(result) == {
+      "dataset", "split", "miou", "mean_accuracy", "pixel_accuracy",
+      "final_score", "per_class_iou", "per_class_accuracy", "num_images",
+      "step", "protocol"}
+  assert (result["dataset"], result["split"]) == ("camvid", "val")
   assert result["step"] == 6 and result["num_images"] == 4
   assert set(result["protocol"]) >= {"scales", "flip", "window"}
   assert len(result["per_class_iou"]) == 11
@@ -60,7 +63,7 @@ def test_the_console_tells_what_runs_and_how_it_goes(finished):
                "mesh data 8 x space 1", "float32 activations",
                "6 of 8 crops of 33x33", "step 6/6", "loss", "lr", "images/s",
                "left", "validation mIoU", "bicyclist", "mean accuracy",
-               "pixel accuracy"):
+               "pixel accuracy", "final score"):
     assert word in console, word
 
 
