@@ -55,7 +55,7 @@ class Evaluator:
         forward(variables, jax.device_put(windows, sharded)), first)
 
   def run(self, state, split, num_images: int | None = None,
-          keep: int = 0) -> tuple[np.ndarray, list]:
+          keep: int = 0, on_prediction=None) -> tuple[np.ndarray, list]:
     """Scores `split`, or an evenly spread subset of it.
 
     Args:
@@ -63,6 +63,8 @@ class Evaluator:
       split: a `datasets.Split`.
       num_images: of the subset; None or 0 for all.
       keep: how many (image, truth, prediction) to keep for a contact sheet.
+      on_prediction: called with every (name, (H, W) uint8 class ids) of this
+        process, in no other; None saves the transfer from the device.
 
     Returns:
       The (C, C) int64 confusion matrix over all processes, and the kept.
@@ -86,10 +88,14 @@ class Evaluator:
       if len(pending) > 2:  # Keep the device busy, but not without bound.
         total += np.asarray(pending.pop(0), np.int64)
       for i, record in enumerate(group):
-        if done + i in shown:
+        if done + i in shown or on_prediction:
+          predictions = np.asarray(predictions)
           height, width = record["label"].shape
-          kept.append((record["image"], record["label"],
-                       np.asarray(predictions[i, :height, :width])))
+          prediction = predictions[i, :height, :width]
+          if done + i in shown:
+            kept.append((record["image"], record["label"], prediction))
+          if on_prediction:
+            on_prediction(record["name"], prediction)
       done += len(group)
       now = time.monotonic()
       if now - said > _SAY_EVERY_SECONDS and done < len(mine):

@@ -13,6 +13,7 @@ from psp_jax import (
   pretrained,
   runs,
   sharding,
+  submission,
   train_step,
 )
 from psp_jax.data import datasets, input_pipeline
@@ -147,12 +148,18 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
 
 
 def finish(evaluator, state, split, config, workdir, writer) -> None:
-  """The evaluation that ends a run: console, eval.json, contact sheet."""
+  """The evaluation that ends a run: console and files in workdir."""
   step = int(state.step)
   console.say(f"evaluation of step {step:,} on {config.data.name} "
               f"{config.eval.split}, {evaluator.protocol.as_json()}")
+  files, on_prediction = "eval.json, contact_sheet.png", None
+  if config.eval.write_predictions:
+    files += ", predictions/"
+    on_prediction = functools.partial(
+        submission.write, workdir / "predictions", split.taxonomy)
   confusion, kept = evaluator.run(
-      state, split, config.eval.num_images, config.eval.contact_sheet_images)
+      state, split, config.eval.num_images, config.eval.contact_sheet_images,
+      on_prediction)
   scores = evaluate.score(confusion, config)
   count = len(input_pipeline.subset_indices(
       len(split), config.eval.num_images))
@@ -163,7 +170,7 @@ def finish(evaluator, state, split, config, workdir, writer) -> None:
       "eval/miou": scores.miou, "eval/mean_accuracy": scores.mean_accuracy,
       "eval/pixel_accuracy": scores.pixel_accuracy})
   console.say(console.score_table(scores, split.taxonomy.class_names),
-              f"written to {workdir}: eval.json, contact_sheet.png")
+              f"written to {workdir}: {files}")
 
 
 def check_classes(config, taxonomy) -> None:

@@ -167,6 +167,18 @@ def test_what_is_kept_is_spread_over_the_images(evaluator, state, predictions):
     assert (guess != predictions[i]).sum() <= 2
 
 
+@pytest.mark.parametrize("keep", [0, 3])
+def test_every_prediction_is_handed_on(evaluator, state, predictions, keep):
+  found = {}
+  _, kept = evaluator.run(
+      state, SPLIT, keep=keep, on_prediction=found.__setitem__)
+  assert len(kept) == keep
+  assert list(found) == [str(i) for i in range(15)]
+  for guess, expected in zip(found.values(), predictions, strict=True):
+    assert guess.shape == expected.shape and guess.dtype == np.uint8
+    assert (guess != expected).sum() <= 2
+
+
 def test_the_same_evaluator_scores_again_and_another_state(
     evaluator, state, predictions):
   first, _ = evaluator.run(state, SPLIT, 3)

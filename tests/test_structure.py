@@ -16,7 +16,7 @@ LAYERS = [
      "data.scene_sprites", "losses", "metrics", "optimizers", "sharding",
      "visualize", "saved_config"},
     {"models.resnet", "data.pairs", "data.scene_renderer", "data.augment",
-     "data.cityscapes_labels"},
+     "data.cityscapes_labels", "submission"},
     {"models.pspnet", "data.builder", "pretrained.keras_resnet", "console",
      "checkpoint", "sliding_window", "pretrained.files", "pretrained.names",
      "cityscapes_scores"},

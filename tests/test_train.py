@@ -7,6 +7,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from psp_jax import train, train_step
 from psp_jax.checkpoint import Checkpoints
@@ -47,6 +48,7 @@ def test_a_run_leaves_what_it_promises(finished, tiny_config):
       "final_score", "per_class_iou", "per_class_accuracy", "num_images",
       "step", "protocol"}
   assert (result["dataset"], result["split"]) == ("camvid", "val")
+  assert not (workdir / "predictions").exists()
   assert result["step"] == 6 and result["num_images"] == 4
   assert set(result["protocol"]) >= {"scales", "flip", "window"}
   assert len(result["per_class_iou"]) == 11
@@ -100,6 +102,25 @@ def test_eval_mode_scores_the_asked_step(finished, tiny_config, tmp_path):
   train.evaluate_checkpoint(tiny_config, tmp_path / "copy")
   result = json.loads((tmp_path / "copy" / "eval.json").read_text())
   assert result["step"] == 4
+
+
+def test_predictions_are_written_where_asked(finished, tiny_config, tmp_path,
+                                             camvid_folder, capsys):
+  workdir, _ = finished
+  shutil.copytree(workdir, tmp_path / "copy")
+  tiny_config.eval.write_predictions = True
+  train.evaluate_checkpoint(tiny_config, tmp_path / "copy")
+  assert "contact_sheet.png, predictions/" in capsys.readouterr().out
+  files = sorted((tmp_path / "copy" / "predictions").rglob("*"))
+  assert [f.name for f in files] == [f"{i:03}.png" for i in range(4)]
+  hits = counted = 0
+  for file in files:
+    truth = cv2.imread(str(camvid_folder / "valannot" / file.name), -1)
+    known = truth != 11
+    hits += (np.array(Image.open(file)) == truth)[known].sum()
+    counted += known.sum()
+  result = json.loads((workdir / "eval.json").read_text())
+  assert hits / counted == result["pixel_accuracy"] > 0
 
 
 def test_it_learns(tiny_config, tmp_path):

@@ -95,4 +95,4 @@ _LABEL_MAP[IGNORE_LABEL] = IGNORE_LABEL
 TAXONOMY = Taxonomy(
     class_names=tuple(label.name for label in CLASSES),
     palette=np.array([label.colour for label in CLASSES], np.uint8),
-    label_map=_LABEL_MAP)
+    label_map=_LABEL_MAP, palette_png=False)

@@ -17,14 +17,23 @@ class Taxonomy:
     palette: (classes, 3) uint8 RGB.
     label_map: (256,) int16: value stored in a mask -> class id, 255 (ignore),
       or -1 where the value must not occur.
+    palette_png: whether its benchmark's submissions are indexed PNGs in these
+      colours; else they are grey.
   """
   class_names: tuple[str, ...]
   palette: np.ndarray
   label_map: np.ndarray
+  palette_png: bool = True
 
   @property
   def num_classes(self) -> int:
     return len(self.class_names)
+
+  @property
+  def stored_ids(self) -> np.ndarray:
+    """(classes,) uint8: the first value that `label_map` gives each class."""
+    return np.array([np.flatnonzero(self.label_map == c)[0]
+                     for c in range(self.num_classes)], np.uint8)
 
 
 def make_label_map(first_id: int, num_classes: int, ignored=()) -> np.ndarray:
