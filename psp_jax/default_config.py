@@ -40,6 +40,12 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU.
   c.model.pretrained = ""  # An ImageNet backbone, .npz.
 
+  c.loss = ml_collections.ConfigDict()
+  # "global": mean over valid pixels; "per_replica": mean of groups' means
+  # (semseg); "all_pixels": the ignored count in the divisor (mmsegmentation).
+  c.loss.normalizer = "global"
+  c.loss.num_replicas = 8  # Groups of "per_replica"; semseg's GPUs.
+
   c.optimizer = ml_collections.ConfigDict()
   c.optimizer.base_lr = 0.01
   c.optimizer.end_lr = 0.0

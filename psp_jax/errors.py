@@ -22,3 +22,10 @@ class CheckpointError(UserError):
 
 class NonFiniteError(UserError):
   """Training produced NaN or Inf; no checkpoint holds it."""
+
+
+def check_choice(field: str, value, choices) -> None:
+  """Raises ConfigError where config.`field` is none of `choices`."""
+  if value not in choices:
+    raise ConfigError(f"config.{field}={value!r}: choose one of "
+                      f"{', '.join(map(repr, choices))}")

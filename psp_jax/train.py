@@ -10,6 +10,7 @@ from psp_jax import (
   checkpoint,
   console,
   evaluate,
+  losses,
   pretrained,
   runs,
   sharding,
@@ -33,6 +34,7 @@ def train(config, workdir: pathlib.Path) -> None:
   mesh = sharding.create_mesh(config.mesh.data, config.mesh.space)
   sharding.check_batch(config.global_batch_size, mesh)
   sharding.check_crop(config.data.crop_size, mesh)
+  losses.check_normalizer(config)
   model = create_model(config)
   taxonomy = datasets.taxonomy(config.data.name)
   check_classes(config, taxonomy)

@@ -58,7 +58,7 @@ def train_step(state: TrainState, batch, *, model, config):
         train=True, mutable=["batch_stats"], rngs={"dropout": key})
     loss, parts = losses.segmentation_loss(
         logits, aux_logits, labels, config.model.aux_loss_weight,
-        IGNORE_LABEL)
+        IGNORE_LABEL, config.loss.normalizer, config.loss.num_replicas)
     return loss, (updates["batch_stats"], parts, logits)
 
   (loss, (batch_stats, parts, logits)), grads = jax.value_and_grad(

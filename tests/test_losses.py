@@ -1,11 +1,16 @@
-"""The loss against a loop over pixels, and what ignored pixels may not do."""
+"""The loss against a loop over pixels, and what ignored pixels may not do.
+
+The three conventions of averaging also against PyTorch's own loss, divided as
+each codebase divides it.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psp_jax import losses
+from psp_jax import default_config, losses, sharding
+from psp_jax.errors import ConfigError
 
 
 def loss_loop(logits, labels, ignore_label):
@@ -18,10 +23,10 @@ def loss_loop(logits, labels, ignore_label):
   return total / count if count else 0.0
 
 
-def draw(ignore_label=255, share=0.4, seed=0):
+def draw(ignore_label=255, share=0.4, seed=0, count=2, size=(4, 5)):
   rng = np.random.default_rng(seed)
-  logits = (5 * rng.normal(size=(2, 4, 5, 6))).astype(np.float32)
-  labels = rng.integers(0, 6, (2, 4, 5)).astype(np.uint8)
+  logits = (5 * rng.normal(size=(count, *size, 6))).astype(np.float32)
+  labels = rng.integers(0, 6, (count, *size)).astype(np.uint8)
   labels[rng.random(labels.shape) < share] = ignore_label
   return logits, labels
 
@@ -87,3 +92,134 @@ def test_without_auxiliary_logits_the_main_loss_is_all():
   assert set(parts) == {"main_loss"}
   assert loss == parts["main_loss"] == pytest.approx(
       loss_loop(logits, labels, 255), rel=1e-5)
+
+
+# ---- What the sum is divided by.
+
+
+def uneven(count=16, size=(4, 5)):
+  """Groups of two images with far from equal shares of valid pixels."""
+  logits, labels = draw(share=0.0, count=count, size=size)
+  chance = np.random.default_rng(5).random(labels.shape)
+  share = np.linspace(0.0, 0.95, count)[:, None, None]
+  labels[chance < share] = 255
+  return logits, labels
+
+
+def by_loop(logits, labels, normalizer, num_replicas=8):
+  if normalizer == "all_pixels":
+    return loss_loop(logits, labels, 255) * np.mean(labels != 255)
+  if normalizer == "per_replica":
+    groups = zip(np.split(logits, num_replicas), np.split(labels, num_replicas))
+    return np.mean([loss_loop(*group, 255) for group in groups])
+  return loss_loop(logits, labels, 255)
+
+
+def by_torch(logits, labels, normalizer, num_replicas=8):
+  """(loss, gradient) of semseg's and mmsegmentation's calls."""
+  torch = pytest.importorskip("torch", reason="compares with PyTorch's loss")
+
+  def cross_entropy(x, y, **how):
+    return torch.nn.functional.cross_entropy(
+        x.permute(0, 3, 1, 2), y, ignore_index=255, **how)
+
+  x = torch.tensor(logits, requires_grad=True)
+  y = torch.tensor(labels.astype(np.int64))
+  if normalizer == "global":
+    loss = cross_entropy(x, y)
+  elif normalizer == "per_replica":
+    loss = sum(cross_entropy(*group) for group in zip(
+        x.chunk(num_replicas), y.chunk(num_replicas))) / num_replicas
+  else:
+    loss = cross_entropy(x, y, reduction="none").mean()
+  loss.backward()
+  return loss.item(), x.grad.numpy()
+
+
+NORMALIZERS = ("global", "per_replica", "all_pixels")
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_each_normalizer_is_its_loop_and_pytorchs(normalizer):
+  logits, labels = uneven()
+  expected = {n: by_loop(logits, labels, n) for n in NORMALIZERS}
+  others = [v for n, v in expected.items() if n != normalizer]
+  assert min(abs(expected[normalizer] - v) for v in others) > 0.05
+  loss, gradient = jax.value_and_grad(losses.cross_entropy)(
+      logits, labels, 255, normalizer, 8)
+  assert loss == pytest.approx(expected[normalizer], rel=1e-5)
+  torch_loss, torch_gradient = by_torch(logits, labels, normalizer)
+  assert loss == pytest.approx(torch_loss, rel=1e-5)
+  np.testing.assert_allclose(gradient, torch_gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 4, 16])
+def test_any_number_of_groups_that_divides_the_batch(num_replicas):
+  logits, labels = uneven()
+  assert losses.cross_entropy(
+      logits, labels, 255, "per_replica", num_replicas) == pytest.approx(
+          by_loop(logits, labels, "per_replica", num_replicas), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_a_group_without_valid_pixels_contributes_nothing(normalizer):
+  logits, labels = uneven()
+  labels[4:6] = 255  # One whole group of eight.
+  loss, gradient = jax.value_and_grad(losses.cross_entropy)(
+      logits, labels, 255, normalizer, 8)
+  assert loss == pytest.approx(by_loop(logits, labels, normalizer), rel=1e-5)
+  np.testing.assert_array_equal(gradient[4:6], 0)
+  assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize(("data", "space"), [(8, 1), (4, 2), (2, 4)])
+def test_the_number_of_devices_does_not_matter(data, space, normalizer):
+  # Eight groups always, on eight, four or two data-parallel devices.
+  logits, labels = uneven(size=(8, 5))
+  function = jax.value_and_grad(lambda x, y: losses.cross_entropy(
+      x, y, 255, normalizer, 8))
+  expected, expected_gradient = jax.jit(function)(logits, labels)
+  mesh = sharding.create_mesh(data, space)
+  split = sharding.batch_sharding(mesh)
+  loss, gradient = jax.jit(
+      function, in_shardings=(split, split),
+      out_shardings=(sharding.replicated(mesh), split))(logits, labels)
+  assert len(gradient.sharding.device_set) == 8
+  assert loss == pytest.approx(float(expected), rel=1e-6)
+  np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5)
+
+
+def test_the_auxiliary_loss_is_divided_likewise():
+  logits, labels = uneven()
+  aux_logits, _ = draw(seed=1, count=16)
+  for normalizer in NORMALIZERS:
+    loss, parts = losses.segmentation_loss(
+        logits, aux_logits, labels, 0.4, 255, normalizer, 8)
+    assert parts["aux_loss"] == pytest.approx(
+        by_loop(aux_logits, labels, normalizer), rel=1e-5)
+    assert loss == pytest.approx(
+        float(parts["main_loss"] + 0.4 * parts["aux_loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"normalizer": "mean"}, "loss.normalizer='mean'.*'global', 'per_repl"),
+    ({"normalizer": "per_replica", "num_replicas": 6}, "=16 .*replicas=6 "),
+    ({"normalizer": "per_replica", "num_replicas": 0}, "=16 .*replicas=0 "),
+    ({"normalizer": "per_replica", "num_replicas": 32}, "=16 .*replicas=32 ")])
+def test_what_cannot_work_is_refused(fields, message):
+  config = default_config.get_config()
+  losses.check_normalizer(config)
+  config.loss.update(fields)
+  with pytest.raises(ConfigError, match=message):
+    losses.check_normalizer(config)
+
+
+@pytest.mark.parametrize("fields", [
+    {"num_replicas": 6}, {"normalizer": "per_replica"},
+    {"normalizer": "per_replica", "num_replicas": 16},
+    {"normalizer": "all_pixels", "num_replicas": 0}])
+def test_what_can_work_is_not(fields):
+  config = default_config.get_config()
+  config.loss.update(fields)
+  losses.check_normalizer(config)

@@ -180,6 +180,31 @@ def test_eight_devices_equal_one(data, space):
   assert_close(expected.opt_state, after.opt_state)
 
 
+def test_the_loss_is_divided_as_configured():
+  config, state, _ = setup()
+  batch = make_batch()
+  batch["label"][:3, 4:] = 255
+
+  @jax.jit  # Without gradients: only what is returned is computed.
+  def values(state, batch):
+    found = {}
+    for name, replicas in (("global", 1), ("per_replica", 8),
+                           ("per_replica", 2), ("all_pixels", 1)):
+      c = config.copy_and_resolve_references()
+      c.loss.normalizer, c.loss.num_replicas = name, replicas
+      found[name, replicas] = train_step.train_step(
+          state, batch, model=create_model(c), config=c)[1]
+    return [{k: found[key][k] for k in ("main_loss", "aux_loss", "loss")}
+            for key in found]
+
+  overall, eight, two, diluted = jax.device_get(values(state, batch))
+  valid = np.mean(batch["label"] != 255)
+  for part in overall:
+    assert diluted[part] == pytest.approx(overall[part] * valid, rel=1e-5)
+    assert len({round(float(v[part]), 4)
+                for v in (overall, eight, two, diluted)}) == 4
+
+
 def test_dropout_depends_on_seed_and_step_alone():
   _, state, step = setup(dropout=0.5, auxiliary=False)
   batch = make_batch()
