@@ -79,8 +79,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.eval.window_size = config_dict.placeholder(int)  # None: the crop size.
   c.eval.stride_fraction = 2 / 3
   c.eval.scales = (1.0,)
-  c.eval.base_size = 512  # Long side at scale 1; 0: the image's own.
+  c.eval.base_size = 512  # Of the base side at scale 1; 0: the image's own.
+  c.eval.base_side = "long"  # Or "short" (mmseg).
   c.eval.flip = True
+  c.eval.average = "probabilities"  # Or "logits" (mmseg), over windows.
   c.eval.window_batch = 4  # Windows a device in one forward pass.
   c.eval.absent_classes = "skip"  # Or "zero" (semseg), in the means.
   c.eval.num_images = 0  # 0: the whole split.

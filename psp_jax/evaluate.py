@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from psp_jax import console, metrics, sliding_window, visualize
 from psp_jax.data import input_pipeline
-from psp_jax.errors import ConfigError
 
 _SAY_EVERY_SECONDS = 15
 
@@ -35,9 +34,6 @@ class Evaluator:
   """
 
   def __init__(self, model, config):
-    if config.eval.window not in ("sliding", "whole"):
-      raise ConfigError(f"config.eval.window={config.eval.window!r}: choose "
-                        "'sliding' or 'whole'")
     self.protocol = sliding_window.Protocol.from_config(config)
     self._num_classes = model.num_classes
     self._config = config
@@ -45,9 +41,10 @@ class Evaluator:
     self._window_batch = config.eval.window_batch * mesh.size
     self._replicated = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec("data"))
-    forward = jax.jit(sliding_window.make_forward(model, config.eval.flip),
-                      in_shardings=(self._replicated, sharded),
-                      out_shardings=sharded)
+    forward = jax.jit(
+        sliding_window.make_forward(
+            model, self.protocol.flip, self.protocol.average),
+        in_shardings=(self._replicated, sharded), out_shardings=sharded)
     # Cutting and stitching run on the first device: a copy of every canvas
     # on every device would take as many times the memory.
     first = jax.local_devices()[0]

@@ -5,6 +5,13 @@ windows; each window's class probabilities (averaged with its mirror image's)
 are summed where they overlap, divided by the count, cropped, resized to the
 image's own size and averaged over scales.
 
+With `average="logits"` it is mmsegmentation's (slide_inference and its test
+augmentation there): the mirrored image is cut on its own; overlapping windows
+average logits, without padding (an image smaller than the window is taken
+whole); logits are resized to the image's own size, and their softmax is
+averaged over scales and mirror images. (Its resized images are rounded to 8
+bits, ours are not.)
+
 Resizing, padding and cropping are matrices passed as *arguments*, and
 offsets are traced, so programs are compiled for a handful of rounded-up
 shapes and not for every image size. The network sees one shape only.
@@ -12,6 +19,7 @@ shapes and not for every image size. The network sees one shape only.
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
@@ -19,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psp_jax.data.normalize import normalize
+from psp_jax.errors import check_choice
 
 # Shapes are rounded up to multiples of this before compiling.
 _BUCKET = 64
@@ -26,25 +35,46 @@ _BUCKET = 64
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-  """How an image is scored; `window=None` takes it in one piece."""
+  """How images are scored; the fields of `config.eval`.
+
+  Attributes:
+    scales: of the base size.
+    flip: the mirror image counts as well.
+    window: side of the square window; None takes each image in one piece.
+    stride_fraction: of the window, rounded up to pixels.
+    base_size: of the side that `base_side` names; 0 for the image's own.
+    base_side: "long" (semseg) or "short". mmsegmentation's keep-ratio scale
+      (2048, 512) is "short" with 512 where the long side stays within 2048.
+    average: "probabilities" (semseg) or "logits" (mmsegmentation).
+    absent_classes: "skip" or "zero", see `metrics.scores`.
+  """
   scales: tuple[float, ...]
   flip: bool
   window: int | None
   stride_fraction: float
   base_size: int
+  base_side: str = "long"
+  average: str = "probabilities"
+  absent_classes: str = "skip"
 
   @classmethod
   def from_config(cls, config) -> "Protocol":
+    """Raises ConfigError where a field names something that is not there."""
     c = config.eval
+    check_choice("eval.window", c.window, ("sliding", "whole"))
+    check_choice("eval.base_side", c.base_side, ("long", "short"))
+    check_choice("eval.average", c.average, ("probabilities", "logits"))
+    check_choice("eval.absent_classes", c.absent_classes, ("skip", "zero"))
     size = c.window_size or config.data.crop_size
     return cls(scales=tuple(c.scales), flip=c.flip,
                window=None if c.window == "whole" else size,
-               stride_fraction=c.stride_fraction, base_size=c.base_size)
+               stride_fraction=c.stride_fraction, base_size=c.base_size,
+               base_side=c.base_side, average=c.average,
+               absent_classes=c.absent_classes)
 
   def as_json(self) -> dict:
-    return {"scales": list(self.scales), "flip": self.flip,
-            "window": self.window or "whole", "base_size": self.base_size,
-            "stride_fraction": self.stride_fraction}
+    return dataclasses.asdict(self) | {
+        "scales": list(self.scales), "window": self.window or "whole"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +83,7 @@ class Plan:
 
   Attributes:
     scaled: (height, width) after resizing.
-    canvas: after padding to at least the window.
+    canvas: after padding to at least the window, where there is padding.
     pad: rows above and columns left of the image on the canvas.
     window: (height, width) of a window.
     offsets: (top, left) of each window on the canvas.
@@ -67,22 +97,32 @@ class Plan:
 
 def plan(height: int, width: int, scale: float, protocol: Protocol) -> Plan:
   """The geometry of semseg's scale_process for one scale."""
-  long_side = round(scale * (protocol.base_size or max(height, width)))
-  if height > width:
-    scaled = long_side, max(1, round(long_side / height * width))
-  else:
-    scaled = max(1, round(long_side / width * height)), long_side
+  scaled = _scaled_size(height, width, scale, protocol)
   if protocol.window is None:
     return Plan(scaled, scaled, (0, 0), scaled, ((0, 0),))
-  window = protocol.window
-  canvas = max(scaled[0], window), max(scaled[1], window)
+  canvas = scaled
+  if protocol.average == "probabilities":
+    canvas = tuple(max(s, protocol.window) for s in scaled)
   pad = (canvas[0] - scaled[0]) // 2, (canvas[1] - scaled[1]) // 2
-  stride = math.ceil(window * protocol.stride_fraction)
-  starts = [[min(i * stride, size - window)
-             for i in range(math.ceil((size - window) / stride) + 1)]
-            for size in canvas]
+  window = tuple(min(c, protocol.window) for c in canvas)
+  stride = math.ceil(protocol.window * protocol.stride_fraction)
+  starts = [[min(i * stride, c - w)
+             for i in range(math.ceil((c - w) / stride) + 1)]
+            for c, w in zip(canvas, window)]
   offsets = tuple((top, left) for top in starts[0] for left in starts[1])
-  return Plan(scaled, canvas, pad, (window, window), offsets)
+  return Plan(scaled, canvas, pad, window, offsets)
+
+
+def _scaled_size(height, width, scale, protocol) -> tuple[int, int]:
+  if protocol.base_side == "short":  # mmcv rounds both sides from one factor,
+    short_side = min(height, width)
+    factor = scale * (protocol.base_size or short_side) / short_side
+    return tuple(max(1, int(s * factor + 0.5)) for s in (height, width))
+  # semseg the long side first; the other follows it.
+  long_side = round(scale * (protocol.base_size or max(height, width)))
+  if height > width:
+    return long_side, max(1, round(long_side / height * width))
+  return max(1, round(long_side / width * height)), long_side
 
 
 def half_pixel_matrix(source: int, target: int) -> np.ndarray:
@@ -129,8 +169,8 @@ def _cut(images, rows, columns, image_ids, tops, lefts, window):
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _accumulate(canvas, probabilities, image_ids, tops, lefts, weights):
-  """Adds each window's probabilities to its place; weight 0 is filler."""
+def _accumulate(canvas, answers, image_ids, tops, lefts, weights):
+  """Adds each window's answer to its place; weight 0 is filler."""
   def add(canvas, item):
     window, image_id, top, left, weight = item
     start = (image_id, top, left, 0)
@@ -139,19 +179,26 @@ def _accumulate(canvas, probabilities, image_ids, tops, lefts, weights):
     return jax.lax.dynamic_update_slice(
         canvas, seen + weight * window[None], start), None
 
-  items = (probabilities, image_ids, tops, lefts, weights)
+  items = (answers, image_ids, tops, lefts, weights)
   return jax.lax.scan(add, canvas, items)[0]
 
 
-@jax.jit
-def _to_image(canvas, counts, rows, columns):
+@functools.partial(jax.jit, static_argnames="average")
+def _to_image(canvas, counts, rows, columns, average):
   """Mean over overlaps, cropped and resized to the image's own size."""
-  return _apply_rows_and_columns(rows, columns, canvas / counts[..., None])
+  mean = _apply_rows_and_columns(rows, columns, canvas / counts[..., None])
+  return jax.nn.softmax(mean) if average == "logits" else mean
 
 
-def make_forward(model, flip: bool):
-  """(variables, windows) -> probabilities, with the mirrored ones averaged."""
+def make_forward(model, flip: bool, average: str = "probabilities"):
+  """(variables, windows) -> what is to be averaged where windows overlap.
+
+  Probabilities, with the mirrored windows' averaged in; or logits, to which
+  mirrored windows come on their own.
+  """
   def forward(variables, windows):
+    if average == "logits":
+      return model.apply(variables, windows, train=False)
     if not flip:
       return jax.nn.softmax(model.apply(variables, windows, train=False))
     both = jnp.concatenate([windows, windows[:, :, ::-1]])
@@ -166,7 +213,7 @@ def probabilities(forward, variables, images: np.ndarray, num_classes: int,
   """Class probabilities of images of one size, at that size.
 
   Args:
-    forward: compiled (variables, windows) -> probabilities.
+    forward: `make_forward`'s, compiled.
     variables: of the model.
     images: (G, H, W, 3) uint8 RGB.
     num_classes: C.
@@ -182,15 +229,20 @@ def probabilities(forward, variables, images: np.ndarray, num_classes: int,
   padded = ((height, width) if exact else (_bucket(height), _bucket(width)))
   images = np.pad(images, ((0, 0), (0, padded[0] - height),
                            (0, padded[1] - width), (0, 0)))
+  # A mirror image is the order of the columns, before and after.
+  orders = [slice(None)]
+  if protocol.flip and protocol.average == "logits":
+    orders.append(slice(None, None, -1))
   total = 0.0
-  for scale in protocol.scales:
+  for scale, order in itertools.product(protocol.scales, orders):
     p = plan(height, width, scale, protocol)
     canvas_size = p.canvas if exact else tuple(map(_bucket, p.canvas))
     into, back = [], []
-    for axis, size in enumerate((height, width)):
-      into.append(_placed(half_pixel_matrix(size, p.scaled[axis]),
+    for axis, (size, seen) in enumerate(
+        ((height, slice(None)), (width, order))):
+      into.append(_placed(half_pixel_matrix(size, p.scaled[axis])[:, seen],
                           (canvas_size[axis], padded[axis]), row=p.pad[axis]))
-      back.append(_placed(half_pixel_matrix(p.scaled[axis], size),
+      back.append(_placed(half_pixel_matrix(p.scaled[axis], size)[seen],
                           (padded[axis], canvas_size[axis]),
                           column=p.pad[axis]))
     counts = np.zeros(canvas_size, np.float32)
@@ -207,5 +259,6 @@ def probabilities(forward, variables, images: np.ndarray, num_classes: int,
       windows = _cut(images, *into, ids, tops, lefts, window=p.window)
       canvas = _accumulate(canvas, forward(variables, windows),
                            ids, tops, lefts, weights.astype(np.float32))
-    total = total + _to_image(canvas, np.maximum(counts, 1), *back)
-  return total / len(protocol.scales)
+    total = total + _to_image(
+        canvas, np.maximum(counts, 1), *back, average=protocol.average)
+  return total / (len(protocol.scales) * len(orders))

@@ -268,7 +268,9 @@ def test_the_result_as_json(tmp_path):
                              "four": None},
       "num_images": 12, "step": 345,
       "protocol": {"scales": [0.75, 1.0], "flip": True, "window": 33,
-                   "base_size": 60, "stride_fraction": 2 / 3}}
+                   "base_size": 60, "stride_fraction": 2 / 3,
+                   "base_side": "long", "average": "probabilities",
+                   "absent_classes": "skip"}}
   assert not (tmp_path / "contact_sheet.png").exists()
 
 

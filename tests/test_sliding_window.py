@@ -1,7 +1,6 @@
-"""The protocol on the device is semseg's tool/test.py, said again in numpy.
+"""The protocol on the device is semseg's, or mmsegmentation's, in numpy.
 
-`semseg_probabilities` follows the public description of that program: cv2 for
-resizing, loops for windows, float64 sums. The network is a stand-in whose
+semseg_protocol.py says their programs again. The network is a stand-in whose
 answer depends on a pixel's colours, its neighbour and its place in the window.
 """
 
@@ -13,11 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from semseg_protocol import (
+  MEAN,
+  STD,
+  mmseg_probabilities,
+  semseg_probabilities,
+  softmax,
+)
 
 from psp_jax import default_config, sliding_window
+from psp_jax.errors import ConfigError
 
-MEAN = np.array([0.485, 0.456, 0.406]) * 255
-STD = np.array([0.229, 0.224, 0.225]) * 255
 CLASSES = 5
 WINDOW = 33
 WEIGHTS = np.random.default_rng(7).normal(size=(2, 3, CLASSES)) * 1.5
@@ -41,60 +46,13 @@ def apply(variables, images, train):
 
 MODEL = types.SimpleNamespace(apply=apply)
 VARIABLES = {"sharpness": jnp.float32(1.0)}
-FORWARD = {flip: jax.jit(sliding_window.make_forward(MODEL, flip))
-           for flip in (False, True)}
+FORWARD = {(flip, average): jax.jit(
+    sliding_window.make_forward(MODEL, flip, average))
+           for flip in (False, True) for average in ("probabilities", "logits")}
 
 
-def softmax(logits):
-  e = np.exp(logits - logits.max(-1, keepdims=True))
-  return e / e.sum(-1, keepdims=True)
-
-
-def semseg_window(crop, flip):
-  crop = (crop - MEAN) / STD
-  straight = softmax(logits_of(crop[None], np))[0]
-  if not flip:
-    return straight
-  mirrored = softmax(logits_of(crop[None, :, ::-1], np))[0]
-  return (straight + mirrored[:, ::-1]) / 2
-
-
-def semseg_probabilities(image, scales, base_size, window, flip):
-  """(H, W, classes) of an RGB image; `window=None` is the whole image."""
-  h, w = image.shape[:2]
-  total = np.zeros((h, w, CLASSES))
-  for scale in scales:
-    long_size = round(scale * base_size)
-    new_h = new_w = long_size
-    if h > w:
-      new_w = round(long_size / float(h) * w)
-    else:
-      new_h = round(long_size / float(w) * h)
-    scaled = cv2.resize(image.astype(np.float32), (new_w, new_h),
-                        interpolation=cv2.INTER_LINEAR)
-    crop_h = window or new_h
-    crop_w = window or new_w
-    pad_h, pad_w = max(crop_h - new_h, 0), max(crop_w - new_w, 0)
-    top, left = int(pad_h / 2), int(pad_w / 2)
-    canvas = cv2.copyMakeBorder(
-        scaled, top, pad_h - top, left, pad_w - left, cv2.BORDER_CONSTANT,
-        value=MEAN.tolist())
-    size_h, size_w = canvas.shape[:2]
-    stride_h, stride_w = (int(np.ceil(c * 2 / 3)) for c in (crop_h, crop_w))
-    grid_h = int(np.ceil((size_h - crop_h) / stride_h) + 1)
-    grid_w = int(np.ceil((size_w - crop_w) / stride_w) + 1)
-    summed = np.zeros((size_h, size_w, CLASSES))
-    count = np.zeros((size_h, size_w, 1))
-    for i in range(grid_h):
-      for j in range(grid_w):
-        end_h = min(i * stride_h + crop_h, size_h)
-        end_w = min(j * stride_w + crop_w, size_w)
-        at = np.s_[end_h - crop_h:end_h, end_w - crop_w:end_w]
-        summed[at] += semseg_window(canvas[at], flip)
-        count[at] += 1
-    mean = (summed / count)[top:top + new_h, left:left + new_w]
-    total += cv2.resize(mean, (w, h), interpolation=cv2.INTER_LINEAR)
-  return total / len(scales)
+def network(image):
+  return logits_of(image[None], np)[0]
 
 
 def pictures(count, height, width):
@@ -108,7 +66,7 @@ def probabilities(images, protocol, window_batch=3, shapes=None):
   def forward(variables, windows):
     if shapes is not None:
       shapes.append(windows.shape)
-    return FORWARD[protocol.flip](variables, windows)
+    return FORWARD[protocol.flip, protocol.average](variables, windows)
 
   out = sliding_window.probabilities(
       forward, VARIABLES, images, CLASSES, protocol, window_batch)
@@ -118,8 +76,9 @@ def probabilities(images, protocol, window_batch=3, shapes=None):
   return np.asarray(out)[:, :height, :width]
 
 
-def protocol(scales=(1.0,), base_size=0, window=WINDOW, flip=True):
-  return sliding_window.Protocol(scales, flip, window, 2 / 3, base_size)
+def protocol(scales=(1.0,), base_size=0, window=WINDOW, flip=True, **fields):
+  return sliding_window.Protocol(
+      scales, flip, window, 2 / 3, base_size, **fields)
 
 
 def assert_close(result, expected):
@@ -143,7 +102,7 @@ def test_probabilities_are_semsegs(height, width, scales, base_size, flip):
   images = pictures(1, height, width)
   result = probabilities(images, protocol(scales, base_size, flip=flip))
   expected = semseg_probabilities(
-      images[0], scales, base_size or max(height, width), WINDOW, flip)
+      network, images[0], scales, base_size or max(height, width), WINDOW, flip)
   assert_close(result[0], expected)
   np.testing.assert_allclose(result.sum(-1), 1, atol=1e-5)
 
@@ -161,7 +120,7 @@ def test_a_whole_image_is_one_window_without_padding(
       images, protocol(scales, base_size, window=None, flip=False), 1, shapes)
   assert shapes == [(1, *size, 3) for size in sizes]
   assert_close(result[0], semseg_probabilities(
-      images[0], scales, base_size, None, False))
+      network, images[0], scales, base_size, None, False))
 
 
 def test_at_its_own_size_the_whole_image_is_the_networks_answer():
@@ -171,11 +130,44 @@ def test_at_its_own_size_the_whole_image_is_the_networks_answer():
   assert_close(result, expected)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("height", "width", "scales", "base_size"), [
+    (21, 30, (1.0,), 0),  # Smaller than the window: taken whole.
+    (20, 80, (1.0,), 0),  # Windows of 20 x 33; the last does not fit.
+    (70, 50, (1.0,), 0),
+    (55, 55, (1.0,), 0),  # All fit: the mirrored grid is the same.
+    (45, 62, (0.75, 1.0, 1.5), 0),
+    (47, 90, (0.75, 1.0, 1.5), 60),
+    (90, 47, (0.5, 1.75), 33)])
 @pytest.mark.parametrize("window", [WINDOW, None])
-def test_a_group_is_its_images_one_by_one(window):
+def test_averages_of_logits_are_mmsegmentations(
+    window, height, width, scales, base_size, flip):
+  images = pictures(1, height, width)
+  how = protocol(scales, base_size, window, flip, average="logits",
+                 base_side="short")
+  result = probabilities(images, how)
+  assert_close(result[0], mmseg_probabilities(
+      network, images[0], scales, base_size or min(height, width), window,
+      flip))
+
+
+def test_logits_are_not_probabilities():
+  """Else the tests above could not tell which were averaged."""
+  images = pictures(1, 45, 62)
+  for window, flip, scale in ((WINDOW, False, 1.0), (WINDOW, True, 1.0),
+                              (None, False, 1.5), (None, True, 1.5)):
+    both = [probabilities(images, protocol((scale,), 0, window, flip,
+                                           average=average))
+            for average in ("probabilities", "logits")]
+    assert np.abs(both[0] - both[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+@pytest.mark.parametrize("window", [WINDOW, None])
+def test_a_group_is_its_images_one_by_one(window, average):
   images = pictures(2, 45, 62)
   assert np.abs(images[0].astype(int) - images[1]).mean() > 10
-  how = protocol((0.75, 1.0), window=window)
+  how = protocol((0.75, 1.0), window=window, average=average)
   together = probabilities(images, how, window_batch=4)
   for image, result in zip(images, together, strict=True):
     alone = probabilities(image[None], how, window_batch=4)[0]
@@ -188,7 +180,8 @@ def test_any_number_of_windows_at_a_time_gives_the_same(window_batch):
   shapes = []
   result = probabilities(images, protocol(flip=False), window_batch, shapes)
   for image, one in zip(images, result, strict=True):
-    assert_close(one, semseg_probabilities(image, (1,), 62, WINDOW, False))
+    assert_close(one, semseg_probabilities(
+        network, image, (1,), 62, WINDOW, False))
   assert shapes == [(window_batch, WINDOW, WINDOW, 3)] * math.ceil(
       12 / window_batch)
 
@@ -210,9 +203,10 @@ def test_images_of_like_sizes_share_their_programs(caplog):
 # ---- The geometry, by hand.
 
 
-def plan(height, width, window, base_size=0, scale=1.0):
+def plan(height, width, window, base_size=0, scale=1.0, **fields):
   return sliding_window.plan(
-      height, width, scale, protocol(window=window, base_size=base_size))
+      height, width, scale,
+      protocol(window=window, base_size=base_size, **fields))
 
 
 def test_a_landscape_of_ade20k():
@@ -278,6 +272,27 @@ def test_a_sliver_keeps_a_pixel():
   assert plan(1, 2000, 33, base_size=40).scaled == (1, 40)
 
 
+@pytest.mark.parametrize(("height", "width", "scaled"), [
+    (512, 683, (512, 683)), (683, 512, (683, 512)), (300, 500, (512, 853)),
+    (700, 700, (512, 512)), (1001, 2000, (512, 1023))])
+def test_the_short_side_is_512(height, width, scaled):
+  # mmsegmentation's (2048, 512) for images up to four times as long as high.
+  p = plan(height, width, 473, 512, base_side="short")
+  assert p.scaled == scaled
+  p = plan(height, width, 473, base_side="short", scale=0.5)
+  assert p.scaled == ((height + 1) // 2, (width + 1) // 2)
+
+
+def test_logits_are_averaged_without_padding():
+  p = plan(300, 1000, 769, average="logits")
+  assert p.canvas == p.scaled == (300, 1000) and p.pad == (0, 0)
+  assert p.window == (300, 769) and p.offsets == ((0, 0), (0, 231))
+  # Cityscapes at 769 with stride 513, as published.
+  p = plan(1024, 2048, 769, average="logits")
+  assert p.offsets == tuple(
+      (top, left) for top in (0, 255) for left in (0, 513, 1026, 1279))
+
+
 @pytest.mark.parametrize(("source", "target"), [
     (1, 1), (1, 7), (7, 1), (10, 10), (10, 20), (20, 10), (13, 50), (50, 13),
     (60, 473), (473, 60), (99, 100), (100, 99), (2, 5), (5, 2)])
@@ -302,10 +317,25 @@ def test_the_config_says_how():
   assert how == sliding_window.Protocol((0.5, 1.0), True, 473, 2 / 3, 512)
   assert how.as_json() == {
       "scales": [0.5, 1.0], "flip": True, "window": 473, "base_size": 512,
-      "stride_fraction": 2 / 3}
-  c.eval.window_size, c.eval.flip = 321, False
+      "stride_fraction": 2 / 3, "base_side": "long",
+      "average": "probabilities", "absent_classes": "skip"}
+  c.eval.update({"window_size": 321, "flip": False, "base_side": "short",
+                 "average": "logits", "absent_classes": "zero"})
   how = sliding_window.Protocol.from_config(c)
   assert how.window == 321 and not how.flip
+  assert {"base_side": "short", "average": "logits",
+          "absent_classes": "zero"}.items() <= how.as_json().items()
   c.eval.window = "whole"
   how = sliding_window.Protocol.from_config(c)
   assert how.window is None and how.as_json()["window"] == "whole"
+
+
+@pytest.mark.parametrize(("field", "choices"), [
+    ("window", "'sliding', 'whole'"), ("base_side", "'long', 'short'"),
+    ("average", "'probabilities', 'logits'"),
+    ("absent_classes", "'skip', 'zero'")])
+def test_what_does_not_exist_is_refused(field, choices):
+  c = default_config.get_config()
+  c.eval[field] = "other"
+  with pytest.raises(ConfigError, match=f"eval.{field}='other'.*{choices}"):
+    sliding_window.Protocol.from_config(c)
