@@ -28,6 +28,7 @@ import numpy as np
 
 from psp_jax.data.normalize import normalize
 from psp_jax.errors import check_choice
+from psp_jax.models.pooling import interpolation_matrix
 
 # Shapes are rounded up to multiples of this before compiling.
 _BUCKET = 64
@@ -127,15 +128,7 @@ def _scaled_size(height, width, scale, protocol) -> tuple[int, int]:
 
 def half_pixel_matrix(source: int, target: int) -> np.ndarray:
   """(target, source) matrix of cv2.resize's INTER_LINEAR along one axis."""
-  position = (np.arange(target) + 0.5) * (source / target) - 0.5
-  position = np.clip(position, 0, source - 1)
-  low = np.floor(position).astype(int)
-  high = np.minimum(low + 1, source - 1)
-  weight = position - low
-  matrix = np.zeros((target, source), np.float32)
-  np.add.at(matrix, (np.arange(target), low), 1 - weight)
-  np.add.at(matrix, (np.arange(target), high), weight)
-  return matrix
+  return interpolation_matrix(source, target, align_corners=False)
 
 
 def _placed(matrix, shape, row=0, column=0):

@@ -171,3 +171,43 @@ def test_pooling_gradient_equals_finite_differences(kind):
                   - pool_loop(x - step, 3, reduction))
     assert gradient[index] == pytest.approx(
         np.sum(difference * dy) / 0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("level", ["0", "3"])
+@pytest.mark.parametrize("bins", [1, 2, 6])
+def test_the_gradient_of_max_goes_to_one_element(bins, level):
+  """However XLA rounds what it pools when it computes that again.
+
+  It does: jnp.max's own gradient is NaN or wrong at level 0, and lacks some
+  elements at level 3, the default.
+  """
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 9, 9, 64)).astype(np.float32)
+  weights = rng.normal(size=(2, bins, bins, 64)).astype(np.float32)
+
+  def features(x):  # A BatchNorm and a ReLU before the pooling, as there are.
+    x = (x - x.mean((0, 1, 2))) * jax.lax.rsqrt(x.var((0, 1, 2)) + 1e-5)
+    return jax.nn.relu(x * 1.3 + 0.1)
+
+  def loss(offset, x):
+    return (pooling.adaptive_pool(features(x) + offset, bins, "max")
+            * weights).sum()
+
+  gradient = jax.jit(jax.grad(loss)).lower(jnp.zeros_like(x), x).compile(
+      compiler_options={"xla_backend_optimization_level": level})
+  expected = np.zeros_like(x)
+  values = np.asarray(features(x))
+  for i, (top, bottom) in enumerate(pooling.bin_edges(9, bins)):
+    for j, (left, right) in enumerate(pooling.bin_edges(9, bins)):
+      for n, c in np.ndindex(2, 64):
+        cell = values[n, top:bottom, left:right, c]
+        y, z = np.unravel_index(cell.argmax(), cell.shape)
+        expected[n, top + y, left + z, c] += weights[n, i, j, c]
+  np.testing.assert_allclose(gradient(jnp.zeros_like(x), x), expected,
+                             atol=1e-6)
+
+
+def test_the_gradient_of_max_is_whole_where_elements_tie():
+  gradient = jax.grad(lambda x: pooling.adaptive_pool(x, 1, "max").sum())(
+      jnp.ones((1, 3, 3, 2)))
+  assert sorted(gradient[..., 0].ravel().tolist()) == [0.0] * 8 + [1.0]

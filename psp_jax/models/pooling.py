@@ -49,9 +49,9 @@ def adaptive_pool(x: jax.Array, bins: int, kind: str = "average"):
   """(N, H, W, C) -> (N, bins, bins, C), "average" or "max"."""
   height, width = x.shape[1:3]
   if kind == "max":
-    rows = [x[:, a:b].max(1) for a, b in bin_edges(height, bins)]
+    rows = [_max(x[:, a:b], 1) for a, b in bin_edges(height, bins)]
     x = jnp.stack(rows, 1)
-    columns = [x[:, :, a:b].max(2) for a, b in bin_edges(width, bins)]
+    columns = [_max(x[:, :, a:b], 2) for a, b in bin_edges(width, bins)]
     return jnp.stack(columns, 2)
   # fp32 sums: a bin averages up to a whole map, too many terms for bf16.
   wide = jnp.promote_types(x.dtype, jnp.float32)
@@ -60,6 +60,18 @@ def adaptive_pool(x: jax.Array, bins: int, kind: str = "average"):
   pooled = jnp.einsum("ah,nhwc->nawc", rows, x, preferred_element_type=wide)
   pooled = jnp.einsum("bw,nawc->nabc", columns, pooled)
   return pooled.astype(x.dtype)
+
+
+def _max(x: jax.Array, axis: int) -> jax.Array:
+  """x.max(axis) whose gradient goes to one element, as PyTorch's.
+
+  jnp.max's gradient looks for elements equal to the maximum. XLA may compute
+  x anew for that, rounded otherwise: then few or none are, and the gradient is
+  wrong or 0 / 0.
+  """
+  chosen = jnp.argmax(x, axis, keepdims=True)
+  here = jax.lax.broadcasted_iota(chosen.dtype, x.shape, axis) == chosen
+  return jnp.where(here, x, 0).sum(axis)
 
 
 def resize(x: jax.Array, height: int, width: int,
