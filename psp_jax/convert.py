@@ -103,7 +103,7 @@ def export_semseg(workdir, path) -> int:
 
 
 def _set_protocol(config, family) -> None:
-  """How this family's scores are made, as far as the config can say."""
+  """How this family trains and scores, as far as the config can say."""
   name, crop, base = _DATASETS.get(
       config.model.num_classes, (config.data.name, 473, 512))
   config.data.name, config.data.crop_size = name, crop
@@ -114,6 +114,11 @@ def _set_protocol(config, family) -> None:
     config.eval.window = "whole"
     config.eval.flip = False
     config.eval.absent_classes = "skip"
+    config.eval.base_side = "short"
+    config.eval.base_size = 1024 if name == "cityscapes" else 512
+  if family in ("mmseg", "mmseg_b"):
+    config.eval.average = "logits"
+    config.loss.normalizer = "all_pixels"
 
 
 def _arguments():

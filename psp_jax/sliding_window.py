@@ -128,7 +128,8 @@ def _scaled_size(height, width, scale, protocol) -> tuple[int, int]:
 
 def half_pixel_matrix(source: int, target: int) -> np.ndarray:
   """(target, source) matrix of cv2.resize's INTER_LINEAR along one axis."""
-  return interpolation_matrix(source, target, align_corners=False)
+  matrix = interpolation_matrix(source, target, align_corners=False)
+  return matrix.astype(np.float32)
 
 
 def _placed(matrix, shape, row=0, column=0):
