@@ -27,7 +27,7 @@ def get_config(workdir="") -> ml_collections.ConfigDict:
                       "--workdir of a run") from None
   except (OSError, ValueError) as error:
     raise ConfigError(f"{path}: not readable JSON ({error})") from error
-  config = default_config.get_config()
+  config = default_config.get_config().lock()  # No new fields.
   try:
     config.update(_tuples(saved))
   except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -18,7 +18,7 @@ import parity
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from psp_jax import convert, runs, saved_config
+from psp_jax import convert, pretrained, runs, saved_config
 from psp_jax.errors import CheckpointError, ConfigError
 from psp_jax.models import create_model
 from psp_jax.pretrained import architecture, files, names, networks
@@ -468,3 +468,81 @@ def test_the_command_says_what_it_made_and_what_is_wrong(small_run, tmp_path):
   absent = command(tmp_path / "none.pth", tmp_path / "other")
   assert absent.returncode == 2 and "no such file" in absent.stderr
   assert "Traceback" not in again.stderr + absent.stderr
+
+
+# ---- Where a run starts from: config.model.pretrained.
+
+
+def start(path, **fields):
+  """(variables before, variables after) of a small net that starts there."""
+  config = networks.config_of({**SMALL, **fields})
+  model = create_model(config)
+  before = jax.tree.map(
+      lambda s: np.full(s.shape, 7, s.dtype), jax.eval_shape(
+          lambda: model.init(jax.random.key(0), np.zeros((1, 65, 65, 3)),
+                             True)))
+  return before, pretrained.load(str(path), before, config)
+
+
+@pytest.mark.parametrize("classes", [11, 4])
+def test_a_run_may_start_from_another_run(small_run, classes):
+  folder, tensors = small_run
+  before, after = start(folder / "run", num_classes=classes)
+  config = networks.config_of({**SMALL, "num_classes": classes})
+  back = networks.to_semseg(after, config)
+  for name, value in tensors.items():
+    if name.startswith(("cls.4", "aux.4")) and classes == 4:
+      assert (back[name] == 7).all()  # As it was: drawn by the run.
+    else:
+      np.testing.assert_array_equal(back[name], value)
+
+
+def test_another_network_is_no_start(small_run):
+  folder, _ = small_run
+  with pytest.raises(CheckpointError, match="pyramid/bin1") as error:
+    start(folder / "run", **{"pyramid.bins": (2,)})
+  assert "config.model.pretrained=" in str(error.value)
+
+
+def test_a_backbone_of_our_own_needs_no_pytorch(shared, tmp_path):
+  tensors = made(shared, "timm_resnet50d")
+  save_file(tensors, tmp_path / "timm.safetensors")
+  arrays, needs = pretrained.read_backbone(tmp_path / "timm.safetensors")
+  pretrained.write_backbone(tmp_path / "own.npz", arrays, needs)
+  again, needs_again = pretrained.read_backbone(tmp_path / "own.npz")
+  assert needs_again == needs and needs["avg_down"] is True
+  assert arrays.keys() == again.keys()
+  for key, value in arrays.items():
+    np.testing.assert_array_equal(again[key], value)
+  with pytest.raises(CheckpointError) as error:
+    start(tmp_path / "own.npz", depth=50, width_multiplier=1.0)
+  assert "--config.model.stem=32-32-64" in str(error.value)
+  assert "--config.model.avg_down=True" in str(error.value)
+
+
+def test_a_whole_network_is_converted_before_it_is_a_start(small_run):
+  folder, _ = small_run
+  with pytest.raises(CheckpointError, match="psp_jax.convert"):
+    start(folder / "semseg.safetensors")
+
+
+# ---- The config that a run's folder carries.
+
+
+def test_a_saved_config_is_the_one_that_was_saved(tmp_path):
+  config = networks.config_of({**SMALL, "pyramid.bins": (1, 3)})
+  config.eval.scales = (0.5, 1.0)
+  runs.save_config(config, tmp_path)
+  assert saved_config.get_config(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("{", "not readable JSON"), ('{"nonsense": 1}', "nonsense"),
+    ('{"num_train_steps": "many"}', "not a config of this version"),
+    (None, "no such file")])
+def test_a_config_that_is_none_is_refused(text, message, tmp_path):
+  if text is not None:
+    (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ConfigError, match=message) as error:
+    saved_config.get_config(tmp_path)
+  assert str(tmp_path) in str(error.value)

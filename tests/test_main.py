@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from psp_jax import saved_config
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -34,6 +36,7 @@ def _main(*args):
     (["--config=configs/scenes.py", "eval"], ["'eval'", "not a flag"]),
     (["--config=configs/scenes.py", "--mode=eval", "--workdir=/no/run"],
      ["/no/run", "train first"]),
+    (["--mode=eval", "--workdir=/no/run"], ["--config="]),
 ], ids=lambda value: " ".join(value)[-30:] or "nothing")
 def test_mistakes_are_one_line_and_exit_2(args, words):
   done = _main(*args)
@@ -81,6 +84,16 @@ def test_killed_and_started_again_it_goes_on(overrides, tmp_path):
   assert "resumed    from the checkpoint of step" in again.stdout
   assert (tmp_path / "killed" / "eval.json").read_text() == (
       tmp_path / "straight" / "eval.json").read_text()
+
+  # A run's folder is enough to score it again, or otherwise.
+  for flip in ("True", "False"):
+    scored = _main("--mode=eval", f"--workdir={tmp_path / 'killed'}",
+                   f"--config.eval.flip={flip}")
+    assert scored.returncode == 0, scored.stderr
+    same = (tmp_path / "killed" / "eval.json").read_text() == (
+        tmp_path / "straight" / "eval.json").read_text()
+    assert same == (flip == str(saved_config.get_config(
+        tmp_path / "killed").eval.flip))
 
   # The losses too: the same batches, the same dropout.
   def losses(text):
