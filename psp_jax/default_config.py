@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.aux_loss_weight = 0.4
   c.model.dropout = 0.1
   c.model.dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU.
-  c.model.pretrained = ""  # An ImageNet backbone, .npz.
+  c.model.pretrained = ""  # A backbone's file, or the folder of a run.
 
   c.loss = ml_collections.ConfigDict()
   # "global": mean over valid pixels; "per_replica": mean of groups' means
