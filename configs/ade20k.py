@@ -12,8 +12,8 @@ for 100 epochs. Not reproduced here yet: it wants an accelerator.
 `manual_dir` is the unpacked ADEChallengeData2016.zip (20,210 and 2,000 pairs).
 The published figures start from an ImageNet backbone with the deep stem, such
 as timm's resnet50s. With the original ResNet-50 (docs/camvid.md), add
---config.model.stem=7x7 --config.model.stride_in=1x1. For the multi-scale score add
---config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)'.
+--config.model.stem=7x7 --config.model.stride_in=1x1. For the multi-scale
+score add --config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)'.
 
 Cost: 150,000 steps of 16 crops of 473x473, 170 GMAC forward each. On 8 GPUs of
 2019 the authors' 126,300 steps took 14 hours. Ours has run on CPUs only.

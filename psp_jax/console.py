@@ -39,7 +39,8 @@ def describe_run(config, model, num_parameters: int, mesh, data: str,
       f"precision  {model.dtype.__name__} activations, float32 parameters",
       f"steps      {config.num_train_steps:,} of {config.global_batch_size} "
       f"crops of {config.data.crop_size}x{config.data.crop_size}",
-      f"workdir    {workdir}")
+      f"workdir    {workdir}",
+      *([f"published  {config.published}"] if config.published else []))
 
 
 class Progress:

@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.seed = 0
   c.num_train_steps = 150_000
   c.global_batch_size = 16
+  c.published = ""  # The score to compare with, in words.
 
   c.model = ml_collections.ConfigDict()
   c.model.num_classes = 150

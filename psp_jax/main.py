@@ -20,7 +20,8 @@ from psp_jax.errors import UserError  # noqa: E402
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/; --config.field=value overrides")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Checkpoints, logs and scores; default runs/NAME")
+    "workdir", None, "Checkpoints, logs and scores; default runs/NAME, or "
+    "runs/NAME_ARGUMENT")
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and score, or score only")
 
@@ -33,16 +34,18 @@ def main(argv) -> None:
 
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
-  workdir = pathlib.Path(
-      _WORKDIR.value or pathlib.Path("runs") / _config_file().stem)
+  path, argument = _config_file()
+  name = f"{path.stem}_{argument}" if argument else path.stem
+  workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)
   run = {"train": train.train, "eval": train.evaluate_checkpoint}[_MODE.value]
   run(_CONFIG.value, workdir.absolute())
 
 
-def _config_file() -> pathlib.Path:
-  """The file of --config=FILE:ARGUMENT."""
+def _config_file() -> tuple[pathlib.Path, str]:
+  """FILE and ARGUMENT of --config=FILE:ARGUMENT."""
   name = config_flags.get_config_filename(flags.FLAGS["config"])
-  return pathlib.Path(name.split(".py:")[0].removesuffix(".py") + ".py")
+  file, _, argument = name.partition(".py:")
+  return pathlib.Path(file.removesuffix(".py") + ".py"), argument
 
 
 def _with_saved_config(argv):
@@ -71,8 +74,8 @@ def _parse(argv):
     raise UserError(str(error).strip().splitlines()[-1].strip()) from error
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/scenes.py")
-  if not _config_file().is_file():
-    raise UserError(f"--config={_config_file()}: no such file")
+  if not _config_file()[0].is_file():
+    raise UserError(f"--config={_config_file()[0]}: no such file")
   return argv
 
 

@@ -37,6 +37,10 @@ def _main(*args):
     (["--config=configs/scenes.py", "--mode=eval", "--workdir=/no/run"],
      ["/no/run", "train first"]),
     (["--mode=eval", "--workdir=/no/run"], ["--config="]),
+    # Each row in a folder of its own: one would resume another's run.
+    (["--config=configs/ablations.py:table2_aux_0.3", "--mode=eval"],
+     ["runs/ablations_table2_aux_0.3: no run"]),
+    (["--config=configs/ablations.py:table5"], [":table5", "table4_psp"]),
 ], ids=lambda value: " ".join(value)[-30:] or "nothing")
 def test_mistakes_are_one_line_and_exit_2(args, words):
   done = _main(*args)

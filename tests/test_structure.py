@@ -11,7 +11,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # A module imports only from layers above its own line.
 LAYERS = [
-    {"errors", "default_config"},
+    {"errors", "default_config", "published"},
     {"models.layers", "models.pooling", "data.normalize", "data.taxonomy",
      "data.scene_sprites", "losses", "metrics", "optimizers", "sharding",
      "visualize", "saved_config"},
@@ -24,7 +24,7 @@ LAYERS = [
      "data.scenes"},
     {"data.datasets", "data.input_pipeline", "train_step",
      "pretrained.networks"},
-    {"evaluate", "runs"},
+    {"evaluate", "runs", "tables"},
     {"pretrained"},
     {"convert"},
     {"train"},
@@ -94,4 +94,14 @@ def test_configs_import_nothing_heavy(path):
       continue
     for name in names:
       assert name.split(".")[0] == "ml_collections" or (
-          name == "psp_jax.default_config")
+          name in ("psp_jax.default_config", "psp_jax.published"))
+
+
+def test_what_configs_import_is_plain_data():
+  for name in ("default_config", "published"):
+    path = ROOT / "psp_jax" / f"{name}.py"
+    imported = {node.module if isinstance(node, ast.ImportFrom) else a.name
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Import | ast.ImportFrom)
+                for a in node.names}
+    assert imported <= {"ml_collections", "dataclasses", "typing"}
