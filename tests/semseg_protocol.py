@@ -14,20 +14,25 @@ STD = np.array([0.229, 0.224, 0.225]) * 255
 
 
 def softmax(logits):
-  e = np.exp(logits - logits.max(-1, keepdims=True))
-  return e / e.sum(-1, keepdims=True)
+  e = logits - logits.max(-1, keepdims=True)
+  np.exp(e, out=e)  # In place: 150 classes of 473 x 473 are 134 MB.
+  e /= e.sum(-1, keepdims=True)
+  return e
 
 
 def resize(array, height, width):
-  return cv2.resize(array, (width, height), interpolation=cv2.INTER_LINEAR)
+  # OpenCV 5 takes no 150 channels at once; semseg's OpenCV did.
+  parts = [cv2.resize(np.ascontiguousarray(array[..., i:i + 64]),
+                      (width, height), interpolation=cv2.INTER_LINEAR)
+           for i in range(0, array.shape[-1], 64)]
+  return np.concatenate(
+      [p.reshape(height, width, -1) for p in parts], axis=-1)
 
 
 def semseg_probabilities(network, image, scales, base_size, window, flip):
   """(H, W, classes) of an RGB image; `window=None` is the whole image."""
-  h, w = image.shape[:2]
   return sum(semseg_scale(network, image, round(scale * base_size), window,
-                          flip) for scale in scales).reshape(h, w, -1) / len(
-                              scales)
+                          flip) for scale in scales) / len(scales)
 
 
 def semseg_scale(network, image, long_size, window, flip):
@@ -49,14 +54,14 @@ def semseg_scale(network, image, long_size, window, flip):
   stride_h, stride_w = (int(np.ceil(c * 2 / 3)) for c in (crop_h, crop_w))
   grid_h = int(np.ceil((size_h - crop_h) / stride_h) + 1)
   grid_w = int(np.ceil((size_w - crop_w) / stride_w) + 1)
-  summed, count = 0, np.zeros((size_h, size_w, 1))
+  summed, count = None, np.zeros((size_h, size_w, 1))
   for i in range(grid_h):
     for j in range(grid_w):
       end_h = min(i * stride_h + crop_h, size_h)
       end_w = min(j * stride_w + crop_w, size_w)
       at = np.s_[end_h - crop_h:end_h, end_w - crop_w:end_w]
       answer = semseg_window(network, canvas[at], flip)
-      if not count.any():
+      if summed is None:
         summed = np.zeros((size_h, size_w, answer.shape[-1]))
       summed[at] += answer
       count[at] += 1
@@ -66,10 +71,11 @@ def semseg_scale(network, image, long_size, window, flip):
 
 def semseg_window(network, crop, flip):
   crop = (crop - MEAN) / STD
-  straight = softmax(network(crop))
-  if not flip:
-    return straight
-  return (straight + softmax(network(crop[:, ::-1]))[:, ::-1]) / 2
+  answer = softmax(network(crop))
+  if flip:
+    answer += softmax(network(crop[:, ::-1]))[:, ::-1]
+    answer /= 2
+  return answer
 
 
 def mmseg_probabilities(network, image, scales, short_size, window, flip):
