@@ -4,9 +4,12 @@
 there), from the public description alone.
 """
 
+import random
+
 import cv2
 import numpy as np
 import pytest
+import scipy.stats
 
 from psp_jax import default_config
 from psp_jax.data import augment
@@ -305,3 +308,56 @@ def test_offsets_follow_the_scaled_size():
 def test_equal_generators_draw_equal():
   assert draws(20, seed=5) == draws(20, seed=5)
   assert draws(20, seed=5) != draws(20, seed=6)
+
+
+def semsegs_draw(height, width, crop):
+  """(scale, angle, blur, mirror, top, left) as util/transform.py draws them.
+
+  With Python's `random`, and offsets from the size that cv2 gives the image.
+  """
+  image = np.zeros((height, width), np.uint8)
+  scale = 0.5 + (2.0 - 0.5) * random.random()
+  image = cv2.resize(image, None, fx=scale, fy=scale)
+  angle = -10 + (10 + 10) * random.random() if random.random() < 0.5 else 0.0
+  blur, mirror = random.random() < 0.5, random.random() < 0.5
+  rows, columns = (max(n, crop) for n in image.shape)
+  return (scale, angle, blur, mirror, random.randint(0, rows - crop),
+          random.randint(0, columns - crop))
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (130, 70)])
+def test_the_distribution_is_semsegs(height, width):
+  """Two-sample Kolmogorov-Smirnov, each field and what offsets depend on."""
+  random.seed(0)
+  count = 2000
+  theirs = np.array([semsegs_draw(height, width, CROP) for _ in range(count)],
+                    float)
+  ours = np.array([(d.scale, d.angle, d.blur, d.mirror, d.top, d.left)
+                   for d in draws(count, height=height, width=width)], float)
+  for a, b in zip(ours.T, theirs.T, strict=True):
+    assert scipy.stats.ks_2samp(a, b).pvalue > 1e-3
+  # Offsets together with the scale that bounds them: a joint distribution.
+  for column in (4, 5):
+    assert scipy.stats.ks_2samp(
+        ours[:, column] / ours[:, 0], theirs[:, column] / theirs[:, 0]
+    ).pvalue > 1e-3
+    large = [x[x[:, 0] > 1.5, column] for x in (ours, theirs)]
+    assert scipy.stats.ks_2samp(*large).pvalue > 1e-3
+
+
+def test_real_masks_keep_their_labels(shared):
+  folder = shared / "data/ade20k_sample/ADEChallengeData2016"
+  masks = sorted(folder.glob("annotations/validation/*.png"))
+  assert len(masks) == 3
+  rng = np.random.default_rng(0)
+  for path in masks:
+    label = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    image = cv2.imread(str(
+        folder / "images/validation" / f"{path.stem}.jpg"))
+    seen = set()
+    for _ in range(10):
+      _, result = augment.apply(
+          random_draw(rng, *label.shape, 473), image, label, 473)
+      seen |= set(np.unique(result).tolist())
+    assert seen - {255} <= set(np.unique(label).tolist())
+    assert len(seen) > 5
