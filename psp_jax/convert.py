@@ -59,11 +59,15 @@ def import_network(sources, workdir, family="auto", num_classes=None,
                             "files of one network")
     tensors |= found
   shapes = {name: value.shape for name, value in tensors.items()}
-  family, fields = architecture.recognise(shapes, family, bins)
-  if family in BACKBONES:
-    raise CheckpointError(f"{sources[0]}: an ImageNet backbone, not a PSPNet; "
-                          "convert it to a file, DST.npz")
-  variables = networks.to_variables(tensors, family, fields)
+  try:
+    family, fields = architecture.recognise(shapes, family, bins)
+    if family in BACKBONES:
+      raise CheckpointError("an ImageNet backbone, not a PSPNet; convert it to "
+                            "a file, DST.npz")
+    variables = networks.to_variables(tensors, family, fields)
+  except CheckpointError as error:
+    named = ", ".join(map(str, sources))
+    raise CheckpointError(f"{named}: {error}") from error
   if num_classes is not None:
     variables = networks.with_new_classifiers(variables, num_classes)
     fields["num_classes"] = num_classes
@@ -121,6 +125,12 @@ def _set_protocol(config, family) -> None:
     config.loss.normalizer = "all_pixels"
 
 
+def _positive(text: str) -> int:
+  if int(text) < 1:
+    raise ValueError(text)
+  return int(text)
+
+
 def _arguments():
   parser = argparse.ArgumentParser(
       prog="python -m psp_jax.convert", description=__doc__,
@@ -130,7 +140,7 @@ def _arguments():
   parser.add_argument("dst", help="a new run's folder; DST.npz for a backbone; "
                       "DST.pth or DST.safetensors for semseg")
   parser.add_argument("--family", default="auto", choices=["auto", *FAMILIES])
-  parser.add_argument("--num_classes", type=int,
+  parser.add_argument("--num_classes", type=_positive,
                       help="start new classifiers, keep all the rest")
   parser.add_argument("--bins", type=lambda s: tuple(map(int, s.split(","))),
                       help="pyramid sizes, where there are not four: 1,2,4")
@@ -140,6 +150,7 @@ def _arguments():
 def main() -> None:
   args = _arguments()
   suffix = pathlib.Path(args.dst).suffix
+  pathlib.Path(args.dst).parent.mkdir(parents=True, exist_ok=True)
   if pathlib.Path(args.src[0]).is_dir():
     if suffix not in (".pth", ".safetensors"):
       raise CheckpointError(f"{args.dst}: a run's folder is converted to a "
@@ -166,6 +177,6 @@ if __name__ == "__main__":
   logging.set_verbosity(logging.WARNING)
   try:
     main()
-  except UserError as error:
+  except (UserError, OSError) as error:  # An OSError names its file.
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

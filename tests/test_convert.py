@@ -467,7 +467,15 @@ def test_the_command_says_what_it_made_and_what_is_wrong(small_run, tmp_path):
   assert again.returncode == 2 and "holds a run already" in again.stderr
   absent = command(tmp_path / "none.pth", tmp_path / "other")
   assert absent.returncode == 2 and "no such file" in absent.stderr
-  assert "Traceback" not in again.stderr + absent.stderr
+  save_file({"a": np.zeros(3, "f4")}, tmp_path / "strange.safetensors")
+  strange = command(tmp_path / "strange.safetensors", tmp_path / "other")
+  assert strange.returncode == 2 and "strange.safetensors" in strange.stderr
+  assert not (tmp_path / "other").exists()
+  (tmp_path / "file").touch()
+  nowhere = command(folder / "run", tmp_path / "file" / "out.safetensors")
+  assert nowhere.returncode == 2 and str(tmp_path / "file") in nowhere.stderr
+  for done in (again, absent, strange, nowhere):
+    assert "Traceback" not in done.stderr
 
 
 # ---- Where a run starts from: config.model.pretrained.

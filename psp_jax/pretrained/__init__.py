@@ -76,12 +76,16 @@ def read_backbone(path: str):
     return keras_resnet.convert(tensors), {
         "stem": "7x7", "stride_in": "1x1", "avg_down": False}
   shapes = {name: value.shape for name, value in tensors.items()}
-  family, fields = architecture.recognise(shapes)
-  if family not in BACKBONES:
-    raise CheckpointError(
-        f"holds a whole PSPNet of {family}'s: make a run of it, python -m "
-        f"psp_jax.convert {path} DIR, and name that folder instead")
-  return _backbone_of(networks.to_variables(tensors, family, fields)), fields
+  try:
+    family, fields = architecture.recognise(shapes)
+    if family not in BACKBONES:
+      raise CheckpointError(
+          f"holds a whole PSPNet of {family}'s: make a run of it, python -m "
+          f"psp_jax.convert {path} DIR, and name that folder instead")
+    variables = networks.to_variables(tensors, family, fields)
+  except CheckpointError as error:
+    raise CheckpointError(f"{path}: {error}") from error
+  return _backbone_of(variables), fields
 
 
 def write_backbone(path: str, arrays, needs) -> None:
