@@ -7,7 +7,7 @@ ResNet-50.
 
     python -m psp_jax.main --config=configs/ablations.py:table1_b1_max \
         --config.data.manual_dir=ADEChallengeData2016 \
-        --config.model.pretrained=backbone.npz
+        --config.model.pretrained=resnet50s.safetensors
     python -m psp_jax.tables runs/ablations_table1_b1_max/eval.json
 
 The ADE20K rows are configs/ade20k.py's recipe but for what their names say.
@@ -36,7 +36,7 @@ the predictions), the others semseg's validation scores. Two rows are the
 second of two stages: voc2012_coco follows the same recipe on the dataset
 coco_voc (MS-COCO in VOC's classes), cityscapes_coarse one on fine and coarse
 labels together; they differ from voc2012 and cityscapes only in the weights
-that they start from.
+that they start from: --config.model.pretrained=FOLDER, the first stage's run.
 """
 
 from psp_jax import default_config, published
