@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from psp_jax.errors import ConfigError
+from psp_jax.errors import ConfigError, check_choice
 from psp_jax.models.pspnet import PSPNet
 from psp_jax.models.resnet import ARCHITECTURES, STEMS
 
@@ -26,15 +26,15 @@ def create_model(config) -> PSPNet:
     ConfigError: a field names something that does not exist.
   """
   c = config.model
-  _one_of("model.depth", c.depth, ARCHITECTURES)
-  _one_of("model.stem", c.stem, STEMS)
-  _one_of("model.output_stride", c.output_stride, (8, 16, 32))
-  _one_of("model.stride_in", c.stride_in, ("3x3", "1x1"))
-  _one_of("model.pyramid.pool", c.pyramid.pool, ("average", "max"))
-  _one_of("model.pyramid.fuse_size", c.pyramid.fuse_size, (1, 3))
-  _one_of("model.classifier_size", c.classifier_size, (1, 3))
-  _one_of("model.num_stages", c.num_stages, (2, 3, 4))
-  _one_of("model.dtype", c.dtype, ("auto", *_DTYPES))
+  check_choice("model.depth", c.depth, ARCHITECTURES)
+  check_choice("model.stem", c.stem, STEMS)
+  check_choice("model.output_stride", c.output_stride, (8, 16, 32))
+  check_choice("model.stride_in", c.stride_in, ("3x3", "1x1"))
+  check_choice("model.pyramid.pool", c.pyramid.pool, ("average", "max"))
+  check_choice("model.pyramid.fuse_size", c.pyramid.fuse_size, (1, 3))
+  check_choice("model.classifier_size", c.classifier_size, (1, 3))
+  check_choice("model.num_stages", c.num_stages, (2, 3, 4))
+  check_choice("model.dtype", c.dtype, ("auto", *_DTYPES))
   bins = tuple(c.pyramid.bins)
   if any(not isinstance(b, int) or b < 1 for b in bins):
     raise ConfigError(f"model.pyramid.bins={bins}: use positive integers, "
@@ -60,9 +60,3 @@ def compute_dtype(name: str):
   if name == "auto":
     name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
   return _DTYPES[name]
-
-
-def _one_of(field, value, choices):
-  if value not in choices:
-    raise ConfigError(f"config.{field}={value!r}: choose one of "
-                      f"{', '.join(map(repr, choices))}")
