@@ -53,7 +53,8 @@ def train(config, workdir: pathlib.Path) -> None:
   state = jax.device_put(state, sharding.replicated(mesh))
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
-  if checkpoints.latest_step() is not None:
+  resumed = checkpoints.latest_step() is not None
+  if resumed:  # A converted network is a checkpoint of step 0.
     state = checkpoints.restore(state)
   first_step = int(state.step)
   runs.save_config(config, workdir)
@@ -62,7 +63,7 @@ def train(config, workdir: pathlib.Path) -> None:
       config, model, sum(p.size for p in jax.tree.leaves(state.params)), mesh,
       f"{config.data.name}, {len(train_split):,} to train on, "
       f"{len(eval_split):,} to score", workdir)
-  if first_step:
+  if resumed:
     console.say(f"resumed    from the checkpoint of step {first_step:,}")
   if first_step < config.num_train_steps:
     console.say("compiling  the first step takes a while")
