@@ -16,7 +16,11 @@ import sys
 import numpy as np
 from PIL import Image
 
-from psp_jax.data.cityscapes_labels import AVERAGE_INSTANCE_SIZES, STORED
+from psp_jax.data.cityscapes_labels import (
+  AVERAGE_INSTANCE_SIZES,
+  STORED,
+  TAXONOMY,
+)
 from psp_jax.errors import DataError, UserError
 
 _N = len(STORED)  # Stored ids are 0 to 33.
@@ -81,6 +85,22 @@ class Counts:
     self.instances += np.bincount(found // 1000, minlength=_N)
     self.class_hits += weighed(predicted == label)
     self.category_hits += weighed(_CATEGORY[predicted] == _CATEGORY[label])
+
+  def add_record(self, record, prediction) -> None:
+    """Counts a prediction of class ids for a record with "instances".
+
+    Its labels would not do: they hold the 19 classes, scores know all 34.
+    """
+    instances = record["instances"]
+    truth = np.where(instances < 1000, instances, instances // 1000)
+    self.add(TAXONOMY.stored_ids[prediction], truth, instances)
+
+  def summed(self, sum_over_processes) -> "Counts":
+    """Those of all processes together."""
+    total = Counts()
+    for name, array in vars(self).items():
+      setattr(total, name, sum_over_processes(array))
+    return total
 
 
 def scores(counts: Counts) -> dict:
@@ -226,13 +246,14 @@ def _main() -> None:
     sys.exit(2)
 
 
-def _write_json(path, result) -> None:
+def plain(result):
   """`result` with null for NaN, which JSON does not have."""
-  def plain(value):
-    if isinstance(value, dict):
-      return {name: plain(inner) for name, inner in value.items()}
-    return None if math.isnan(value) else value
+  if isinstance(result, dict):
+    return {name: plain(inner) for name, inner in result.items()}
+  return None if math.isnan(result) else result
 
+
+def _write_json(path, result) -> None:
   try:
     pathlib.Path(path).write_text(json.dumps(plain(result), indent=2) + "\n")
   except OSError as error:

@@ -6,19 +6,12 @@ import time
 import jax
 
 from psp_jax import metrics
+from psp_jax.progress import duration
 
 
 def say(*lines: str) -> None:
   if jax.process_index() == 0:
     print(*lines, sep="\n", flush=True)
-
-
-def duration(seconds: float) -> str:
-  """75 -> "1:15", 3700 -> "1:01:40"."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return (f"{hours}:{minutes:02}:{seconds:02}" if hours
-          else f"{minutes}:{seconds:02}")
 
 
 def describe_run(config, model, num_parameters: int, mesh, data: str,

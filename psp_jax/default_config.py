@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.published = ""  # The score to compare with, in words.
 
   c.model = ml_collections.ConfigDict()
-  c.model.num_classes = 150
+  c.model.num_classes = 150  # 0: as many as the dataset has.
   c.model.depth = 50  # 10, 14, 18, 34, 50, 101, 152, 269.
   c.model.stem = "64-64-128"  # Or "32-32-64" (V1c), "7x7".
   c.model.stride_in = "3x3"  # Or "1x1" (the original ResNet).
@@ -58,9 +58,11 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.data = ml_collections.ConfigDict()
   c.data.name = "ade20k"
-  c.data.train_split = "train"
+  c.data.train_split = "train"  # Or a sum, "train+val".
   c.data.manual_dir = ""  # A copy of the dataset on this machine.
   c.data.data_dir = ""  # Of the prepared files; "": ~/tensorflow_datasets.
+  c.data.allow_partial = False  # True: a part of the dataset will do.
+  c.data.reduce_zero_label = False  # Of "folder": stored 0 is unlabelled.
   c.data.crop_size = 473
   c.data.num_threads = 16
   c.data.augment = ml_collections.ConfigDict()

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psp_jax import console, metrics, sliding_window, visualize
+from psp_jax import console, metrics, progress, sliding_window, visualize
 from psp_jax.data import input_pipeline
 
 _SAY_EVERY_SECONDS = 15
@@ -60,8 +60,8 @@ class Evaluator:
       split: a `datasets.Split`.
       num_images: of the subset; None or 0 for all.
       keep: how many (image, truth, prediction) to keep for a contact sheet.
-      on_prediction: called with every (name, (H, W) uint8 class ids) of this
-        process, in no other; None saves the transfer from the device.
+      on_prediction: called with every (record, (H, W) uint8 class ids) of
+        this process, in no other; None saves the transfer from the device.
 
     Returns:
       The (C, C) int64 confusion matrix over all processes, and the kept.
@@ -92,21 +92,18 @@ class Evaluator:
           if done + i in shown:
             kept.append((record["image"], record["label"], prediction))
           if on_prediction:
-            on_prediction(record["name"], prediction)
+            on_prediction(record, prediction)
       done += len(group)
       now = time.monotonic()
       if now - said > _SAY_EVERY_SECONDS and done < len(mine):
         left = (now - began) / done * (len(mine) - done)
         console.say(f"evaluation {done}/{len(mine)} images  "
                     f"{done / (now - began):.1f} images/s  "
-                    f"{console.duration(left)} left")
+                    f"{progress.duration(left)} left")
         said = now
     for confusion in pending:
       total += np.asarray(confusion, np.int64)
-    if jax.process_count() > 1:
-      total = np.asarray(
-          multihost_utils.process_allgather(total)).sum(0)
-    return total, kept
+    return sum_over_processes(total), kept
 
   def _group_size(self, height: int, width: int) -> int:
     """Images of one size that fill a batch of windows."""
@@ -131,6 +128,14 @@ class Evaluator:
     return _compare(probabilities, labels, self._num_classes)
 
 
+def sum_over_processes(array: np.ndarray) -> np.ndarray:
+  """Exact: as bytes, for JAX would make 32 bits of 64."""
+  if jax.process_count() == 1:
+    return array
+  parts = multihost_utils.process_allgather(array.reshape(-1).view(np.uint8))
+  return np.asarray(parts).view(array.dtype).sum(0).reshape(array.shape)
+
+
 def _same_size_groups(records, group_size):
   """Lists of consecutive records of one size, at most group_size(h, w)."""
   for shape, run in itertools.groupby(records, lambda r: r["label"].shape):
@@ -143,8 +148,9 @@ def score(confusion, config) -> metrics.Scores:
 
 
 def write_results(workdir, scores, taxonomy, protocol, num_images: int,
-                  step: int, kept, dataset: str, split: str) -> None:
-  """eval.json and contact_sheet.png, from process 0."""
+                  step: int, kept, dataset: str, split: str,
+                  further: dict | None = None) -> None:
+  """eval.json (with `further`) and contact_sheet.png, from process 0."""
   if jax.process_index() != 0:
     return
   result = {
@@ -160,7 +166,7 @@ def write_results(workdir, scores, taxonomy, protocol, num_images: int,
           name: _or_null(accuracy) for name, accuracy in zip(
               taxonomy.class_names, scores.per_class_accuracy)},
       "num_images": num_images, "step": step,
-      "protocol": protocol.as_json()}
+      "protocol": protocol.as_json()} | (further or {})
   (workdir / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
   if kept:
     visualize.write_png(workdir / "contact_sheet.png",

@@ -8,6 +8,7 @@ import jax
 
 from psp_jax import (
   checkpoint,
+  cityscapes_scores,
   console,
   evaluate,
   losses,
@@ -35,15 +36,17 @@ def train(config, workdir: pathlib.Path) -> None:
   sharding.check_batch(config.global_batch_size, mesh)
   sharding.check_crop(config.data.crop_size, mesh)
   losses.check_normalizer(config)
+  settle_classes(config, datasets.taxonomy(config))
   model = create_model(config)
-  taxonomy = datasets.taxonomy(config.data.name)
-  check_classes(config, taxonomy)
   evaluator = evaluate.Evaluator(model, config)
 
   # ---- Data.
   train_split = datasets.open_split(config, config.data.train_split)
   validation_split = datasets.open_split(config, config.validation.split)
   eval_split = datasets.open_split(config, config.eval.split)
+  check_labelled("data.train_split", config.data.train_split, train_split)
+  check_labelled("validation.split", config.validation.split, validation_split)
+  check_scorable(config, eval_split)
 
   # ---- State: pretrained or random, then the last checkpoint if there is one.
   variables = train_step.initialize(model, config)
@@ -141,9 +144,10 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
     UserError: there is no such checkpoint, or it does not fit the config.
   """
   checkpoint.Checkpoints.existing(workdir).close()
-  check_classes(config, datasets.taxonomy(config.data.name))
+  settle_classes(config, datasets.taxonomy(config))
   evaluator = evaluate.Evaluator(create_model(config), config)
   split = datasets.open_split(config, config.eval.split)
+  check_scorable(config, split)
   state = runs.restore(config, workdir, config.eval.step)
   writer = create_writer(workdir)
   finish(evaluator, state, split, config, workdir, writer)
@@ -155,32 +159,69 @@ def finish(evaluator, state, split, config, workdir, writer) -> None:
   step = int(state.step)
   console.say(f"evaluation of step {step:,} on {config.data.name} "
               f"{config.eval.split}, {evaluator.protocol.as_json()}")
-  files, on_prediction = "eval.json, contact_sheet.png", None
+  files, uses = "eval.json, contact_sheet.png", []
   if config.eval.write_predictions:
     files += ", predictions/"
-    on_prediction = functools.partial(
-        submission.write, workdir / "predictions", split.taxonomy)
+    uses.append(lambda record, prediction: submission.write(
+        workdir / "predictions", split.taxonomy, record["name"], prediction))
+  instances = cityscapes_scores.Counts()
+  if split.has_instances:
+    uses.append(instances.add_record)
+
+  def use(record, prediction):
+    for each in uses:
+      each(record, prediction)
+
   confusion, kept = evaluator.run(
       state, split, config.eval.num_images, config.eval.contact_sheet_images,
-      on_prediction)
+      use if uses else None)
   scores = evaluate.score(confusion, config)
+  further = {}
+  if split.has_instances:
+    further["cityscapes"] = cityscapes_scores.plain(cityscapes_scores.scores(
+        instances.summed(evaluate.sum_over_processes)))
   count = len(input_pipeline.subset_indices(
       len(split), config.eval.num_images))
   evaluate.write_results(workdir, scores, split.taxonomy, evaluator.protocol,
                          count, step, kept, config.data.name,
-                         config.eval.split)
+                         config.eval.split, further)
   writer.write_scalars(step, {
       "eval/miou": scores.miou, "eval/mean_accuracy": scores.mean_accuracy,
       "eval/pixel_accuracy": scores.pixel_accuracy})
-  console.say(console.score_table(scores, split.taxonomy.class_names),
-              f"written to {workdir}: {files}")
+  if split.labelled:
+    console.say(console.score_table(scores, split.taxonomy.class_names))
+  for kind, value in further.get("cityscapes", {}).items():
+    if kind.startswith("average") and value is not None:
+      console.say(f"{kind} {value:.2%} (Cityscapes' own)")
+  console.say(f"written to {workdir}: {files}")
 
 
-def check_classes(config, taxonomy) -> None:
+def settle_classes(config, taxonomy) -> None:
+  """Sets `config.model.num_classes` where it is 0.
+
+  Raises:
+    ConfigError: it is neither 0 nor what the dataset has.
+  """
+  if not config.model.num_classes:
+    config.model.num_classes = taxonomy.num_classes
   if config.model.num_classes != taxonomy.num_classes:
     raise ConfigError(
         f"config.model.num_classes={config.model.num_classes}, but "
         f"{config.data.name} has {taxonomy.num_classes} classes")
+
+
+def check_labelled(field: str, name: str, split) -> None:
+  if not split.labelled:
+    raise ConfigError(f"config.{field}={name!r}: its images have no masks; "
+                      "name another split")
+
+
+def check_scorable(config, split) -> None:
+  if not split.labelled and not config.eval.write_predictions:
+    raise ConfigError(
+        f"config.eval.split={config.eval.split!r}: its images have no masks; "
+        "name another split, or write the predictions for its server with "
+        "config.eval.write_predictions=True")
 
 
 def check_finite(step: int, metrics) -> dict[str, float]:

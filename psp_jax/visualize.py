@@ -16,6 +16,18 @@ def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
   return table[label]
 
 
+def overlay(image: np.ndarray, label: np.ndarray, palette: np.ndarray,
+            opacity: float = 0.5) -> np.ndarray:
+  """(H, W, 3) uint8 RGB: the classes' colours over the image.
+
+  Ignored pixels stay as they are.
+  """
+  colours = colorize(label, palette)
+  mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
+  mixed[label >= len(palette)] = image[label >= len(palette)]
+  return mixed
+
+
 def contact_sheet(rows, taxonomy) -> np.ndarray:
   """A row a record: image | truth | prediction, and a legend below.
 
@@ -27,15 +39,44 @@ def contact_sheet(rows, taxonomy) -> np.ndarray:
     (height, width, 3) uint8 RGB, white between the pictures.
   """
   palette = taxonomy.palette
-  pictures = [[image, colorize(truth, palette), colorize(guess, palette)]
-              for image, truth, guess in rows]
+  return _sheet([
+      [image, colorize(truth, palette), colorize(guess, palette)]
+      for image, truth, guess in rows],
+      ("image", "truth", "prediction"), taxonomy)
+
+
+def mask_sheet(rows, taxonomy, max_width: int = 480) -> np.ndarray:
+  """A row a record: image | mask | both, and a legend below.
+
+  Args:
+    rows: of (image (H, W, 3), label (H, W)).
+    taxonomy: names and colours.
+    max_width: that larger pictures are shrunk to.
+
+  Returns:
+    (height, width, 3) uint8 RGB.
+  """
+  pictures = []
+  for image, label in rows:
+    height, width = label.shape
+    if width > max_width or height > 2 * max_width:
+      scale = min(max_width / width, 2 * max_width / height)
+      size = max(1, round(width * scale)), max(1, round(height * scale))
+      image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+      label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+    pictures.append([image, colorize(label, taxonomy.palette),
+                     overlay(image, label, taxonomy.palette)])
+  return _sheet(pictures, ("image", "mask", "both"), taxonomy)
+
+
+def _sheet(pictures, titles, taxonomy) -> np.ndarray:
   height = max(p.shape[0] for row in pictures for p in row)
   width = max(p.shape[1] for row in pictures for p in row)
   lines = [np.hstack([_framed(p, height, width) for p in row])
            for row in pictures]
   total = lines[0].shape[1]
   header = np.full((_TEXT_HEIGHT, total, 3), 255, np.uint8)
-  for i, title in enumerate(("image", "truth", "prediction")):
+  for i, title in enumerate(titles):
     _write(header, title, i * (width + _GAP) + 2)
   return np.vstack([header, *lines, _legend(taxonomy, total)])
 

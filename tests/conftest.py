@@ -85,6 +85,7 @@ def tiny_config(camvid_folder, data_dir):
   c.data.name = "camvid"
   c.data.manual_dir = str(camvid_folder)
   c.data.data_dir = str(data_dir)
+  c.data.allow_partial = True
   c.data.crop_size = 33
   c.data.num_threads = 2
   c.eval.window = "whole"

@@ -171,7 +171,8 @@ def test_what_is_kept_is_spread_over_the_images(evaluator, state, predictions):
 def test_every_prediction_is_handed_on(evaluator, state, predictions, keep):
   found = {}
   _, kept = evaluator.run(
-      state, SPLIT, keep=keep, on_prediction=found.__setitem__)
+      state, SPLIT, keep=keep, on_prediction=lambda record, guess:
+      found.__setitem__(record["name"], guess))
   assert len(kept) == keep
   assert list(found) == [str(i) for i in range(15)]
   for guess, expected in zip(found.values(), predictions, strict=True):

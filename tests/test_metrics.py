@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from psp_jax import metrics
-from psp_jax.data import ade20k, pairs
+from psp_jax.data import ade20k, decode, pairs
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
@@ -110,11 +110,11 @@ def test_the_final_score_is_the_mean_of_two():
 def test_perfect_guesses_of_the_ade20k_samples(shared):
   """15 of 150 classes occur: 0.1 where the absent ones count as zero."""
   root = shared / "data/ade20k_sample/ADEChallengeData2016"
-  found = pairs.list_pairs(root / "images/validation",
-                           root / "annotations/validation")
+  found = pairs.pair_folders(root / "images/validation",
+                             root / "annotations/validation", [])
   confusion = np.zeros((150, 150), np.int64)
   for pair in found:
-    mask = pairs.decode_mask(pair.mask.read_bytes(), pair.name)
+    mask = decode.decode_mask(pair.mask.read_bytes(), pair.name)
     label = ade20k.TAXONOMY.label_map[mask]
     confusion += np.asarray(metrics.confusion_matrix(label, label, 150))
   assert len(found) == 3

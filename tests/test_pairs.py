@@ -1,60 +1,13 @@
-"""Image and mask files: what is paired, what is refused and how it is named."""
+"""Who belongs to whom on disk, and how what is missing is named."""
 
-import struct
-import zlib
+import os
+import pathlib
 
-import cv2
-import numpy as np
 import pytest
+from pictures import jpeg, mask, picture, png
 
 from psp_jax.data import pairs
 from psp_jax.errors import DataError
-
-# Stored 0-10 are classes, 11 and 255 are ignored; nothing else may occur.
-LABEL_MAP = np.full(256, -1, np.int16)
-LABEL_MAP[:11] = range(11)
-LABEL_MAP[[11, 255]] = 255
-
-
-def picture(height=30, width=40):
-  """Smooth RGB, so that JPEG keeps it; every channel is different."""
-  y, x = np.mgrid[:height, :width]
-  return np.stack([40 + 4 * x, 200 - 4 * y, 90 + 2 * y - x], -1).astype(
-      np.uint8)
-
-
-def jpeg(rgb=None):
-  rgb = picture() if rgb is None else rgb
-  return cv2.imencode(".jpg", rgb[..., ::-1],
-                      [cv2.IMWRITE_JPEG_QUALITY, 98])[1].tobytes()
-
-
-def png(array):
-  if array.ndim == 3:
-    array = np.ascontiguousarray(array[..., ::-1])
-  return cv2.imencode(".png", array)[1].tobytes()
-
-
-def mask(height=30, width=40):
-  return (np.arange(height * width).reshape(height, width) % 12).astype(
-      np.uint8)
-
-
-def turned_by_exif():
-  """TIFF header and one tag: orientation 6, to be shown a quarter turned."""
-  return (b"MM\x00\x2a" + struct.pack(">IHHHIHHI", 8, 1, 0x112, 3, 1, 6, 0, 0))
-
-
-def with_exif(data):
-  """By hand: cv2 writes no such tag."""
-  if data[:2] == b"\xff\xd8":
-    body = b"Exif\x00\x00" + turned_by_exif()
-    return (data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
-            + data[2:])
-  body = b"eXIf" + turned_by_exif()
-  chunk = (struct.pack(">I", len(body) - 4) + body
-           + struct.pack(">I", zlib.crc32(body)))
-  return data[:33] + chunk + data[33:]  # After the header chunk.
 
 
 @pytest.fixture
@@ -64,239 +17,186 @@ def folders(tmp_path):
   return tmp_path
 
 
-def add(folders, name="a.jpg", image=None, label=None):
-  stem = name.rpartition(".")[0]
-  default = jpeg() if name.endswith("jpg") else png(picture())
-  (folders / "images" / name).write_bytes(default if image is None else image)
-  (folders / "masks" / f"{stem}.png").write_bytes(
-      png(mask()) if label is None else label)
+def add(folders, name="a.jpg"):
+  """An image and its mask, a PNG of the same path."""
+  image, stem = folders / "images" / name, name.rpartition(".")[0]
+  image.parent.mkdir(parents=True, exist_ok=True)
+  image.write_bytes(jpeg() if name.endswith("jpg") else png(picture()))
+  label = folders / "masks" / f"{stem}.png"
+  label.parent.mkdir(parents=True, exist_ok=True)
+  label.write_bytes(png(mask()))
 
 
-def found(folders):
-  return pairs.list_pairs(folders / "images", folders / "masks")
-
-
-def complaint(folders):
-  with pytest.raises(DataError) as error:
-    pairs.check_pairs(found(folders), LABEL_MAP)
-  return str(error.value)
-
-
-# ---- Decoding.
-
-
-def test_an_image_is_rgb():
-  red = np.zeros((30, 40, 3), np.uint8)
-  red[..., 0] = 255
-  assert pairs.decode_image(png(red), "x")[3, 4].tolist() == [255, 0, 0]
-  r, g, b = pairs.decode_image(jpeg(red), "x")[3, 4].tolist()
-  assert r > 250 and g < 5 and b < 5
-
-
-def test_png_pixels_are_exact_and_jpeg_pixels_nearly():
-  np.testing.assert_array_equal(
-      pairs.decode_image(png(picture()), "x"), picture())
-  decoded = pairs.decode_image(jpeg(), "x").astype(int)
-  assert np.abs(decoded - picture()).mean() < 3
-
-
-@pytest.mark.parametrize("value", [0, 100, 255])
-def test_a_grey_image_becomes_three_channels(value):
-  grey = np.full((7, 9), value, np.uint8)
-  decoded = pairs.decode_image(png(grey), "x")
-  assert decoded.shape == (7, 9, 3) and (decoded == value).all()
-
-
-def test_an_image_with_transparency_loses_it():
-  rgba = np.dstack([picture(), np.full((30, 40), 128, np.uint8)])
-  data = cv2.imencode(".png", cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA))[1]
-  decoded = pairs.decode_image(data.tobytes(), "x")
-  np.testing.assert_array_equal(decoded, picture())
-
-
-def test_a_masks_ids_are_exact():
-  ids = np.arange(256, dtype=np.uint8).reshape(8, 32)
-  decoded = pairs.decode_mask(png(ids), "x")
-  assert decoded.dtype == np.uint8
-  np.testing.assert_array_equal(decoded, ids)
-
-
-@pytest.mark.parametrize("encode", [jpeg, png])
-def test_exif_orientation_turns_neither_image_nor_mask(encode):
-  data = with_exif(encode(picture()))
-  # cv2 itself would turn it: the tag is in the file and is understood.
-  plain = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-  assert plain.shape == (40, 30, 3)
-  np.testing.assert_array_equal(
-      pairs.decode_image(data, "x"), pairs.decode_image(encode(picture()), "x"))
-  np.testing.assert_array_equal(
-      pairs.decode_mask(with_exif(png(mask())), "x"), mask())
-
-
-def test_a_photograph_with_exif_orientation_fits_its_mask(folders):
-  add(folders, image=with_exif(jpeg()))
-  pairs.check_pairs(found(folders), LABEL_MAP)
-
-
-# ---- Pairing.
+def found(folders, *args):
+  problems = []
+  listed = pairs.pair_folders(
+      folders / "images", folders / "masks", problems, *args)
+  return listed, problems
 
 
 def test_pairs_are_of_equal_stem_and_sorted(folders):
   for name in ("c.png", "a.jpg", "b.jpeg"):
     add(folders, name)
-  (folders / "images" / "Thumbs.db").write_bytes(b"not an image")
-  (folders / "images" / "notes.txt").write_bytes(b"nor this")
-  (folders / "masks" / "without_image.png").write_bytes(png(mask()))
-  listed = found(folders)
+  for name in ("Thumbs.db", "notes.txt", ".DS_Store", "._a.jpg"):
+    (folders / "images" / name).write_bytes(b"no image")
+  (folders / "masks" / ".a.png").write_bytes(b"no mask")
+  others = []
+  listed, problems = found(folders, (".png",), others)
+  assert problems == []
   assert [p.name for p in listed] == ["a", "b", "c"]
   assert [p.image.name for p in listed] == ["a.jpg", "b.jpeg", "c.png"]
   assert [p.mask.name for p in listed] == ["a.png", "b.png", "c.png"]
   assert all(p.image.parent.name == "images" for p in listed)
   assert all(p.mask.parent.name == "masks" for p in listed)
+  assert listed[0].image_bytes() == jpeg()
+  assert listed[0].mask_bytes() == png(mask())
+  assert listed[0].instances_bytes() == b""
+  # What a photographer may have meant is told, hidden files are not.
+  assert [p.name for p in others] == ["Thumbs.db", "notes.txt"]
+
+
+def test_folders_within_are_part_of_the_name(folders):
+  names = ["monday/a.jpg", "monday/late shift/a.jpg", "Zürich 北京/ø ü.png",
+           "a.jpg"]
+  for name in names:
+    add(folders, name)
+  listed, problems = found(folders)
+  assert problems == []
+  assert [p.name for p in listed] == sorted(
+      name.rpartition(".")[0] for name in names)
+  assert {p.image.relative_to(folders / "images").as_posix()
+          for p in listed} == set(names)
+  assert all(p.mask.relative_to(folders / "masks").with_suffix("").as_posix()
+             == p.name for p in listed)
+
+
+def test_linked_folders_are_followed(folders, tmp_path_factory):
+  elsewhere = tmp_path_factory.mktemp("elsewhere")
+  (elsewhere / "images").mkdir()
+  (elsewhere / "masks").mkdir()
+  add(elsewhere)
+  for kind in ("images", "masks"):
+    (folders / kind / "link").symlink_to(elsewhere / kind)
+  assert [p.name for p in found(folders)[0]] == ["link/a"]
 
 
 def test_suffixes_in_capitals_count(folders):
-  add(folders, "a.JPG", image=jpeg())
-  assert [p.name for p in found(folders)] == ["a"]
+  add(folders, "a.JPG")
+  assert [p.name for p in found(folders)[0]] == ["a"]
 
 
 @pytest.mark.parametrize("missing", ["images", "masks"])
 def test_a_missing_folder_is_named(folders, missing):
   add(folders)
   (folders / missing).rename(folders / "elsewhere")
-  with pytest.raises(DataError, match="manual_dir") as error:
+  with pytest.raises(DataError, match="no such folder.*manual_dir") as error:
     found(folders)
   assert str(folders / missing) in str(error.value)
 
 
 def test_a_folder_without_images_is_named(folders):
   (folders / "images" / "notes.txt").write_bytes(b"")
-  with pytest.raises(DataError, match="manual_dir") as error:
+  with pytest.raises(DataError, match="holds no .jpg.*manual_dir") as error:
     found(folders)
   assert str(folders / "images") in str(error.value)
 
 
-def test_every_image_without_a_mask_is_named(folders):
+def test_every_image_without_mask_and_mask_without_image_is_named(folders):
   for name in ("a.jpg", "b.jpg", "c.jpg"):
     add(folders, name)
   for name in ("a.png", "c.png"):
     (folders / "masks" / name).unlink()
-  with pytest.raises(DataError) as error:
-    found(folders)
-  for name in ("a", "c"):
-    assert str(folders / "images" / f"{name}.jpg") in str(error.value)
-    assert str(folders / "masks" / f"{name}.png") in str(error.value)
-  assert "b.jpg" not in str(error.value)
+  (folders / "masks" / "B.png").write_bytes(png(mask()))
+  listed, problems = found(folders)
+  assert [p.name for p in listed] == ["b"]
+  images, masks = folders / "images", folders / "masks"
+  assert problems == [
+      f"{images / 'a.jpg'}: has no mask {masks / 'a'}.png",
+      f"{images / 'c.jpg'}: has no mask {masks / 'c'}.png",
+      f"{masks / 'B.png'}: has no image {images / 'B'}.*; add it, or remove "
+      "the mask"]
 
 
-# ---- Checking.
+def test_two_images_of_one_name_would_share_a_mask(folders):
+  add(folders, "a.jpg")
+  add(folders, "a.png")
+  listed, problems = found(folders)
+  assert len(listed) == 1 and len(problems) == 1
+  assert "a.jpg: a.png beside it would share its mask" in problems[0]
 
 
-def test_good_pairs_pass(folders):
-  for name in ("a.jpg", "b.png"):
-    add(folders, name)
-  add(folders, "c.png", label=png(np.full((30, 40), 255, np.uint8)))
-  pairs.check_pairs(found(folders), LABEL_MAP)
+def test_a_name_that_is_not_utf_8_is_named(folders):
+  add(folders)
+  path = os.fsencode(folders / "images") + b"/b\xff.jpg"
+  pathlib.Path(os.fsdecode(path)).write_bytes(jpeg())
+  _, problems = found(folders)
+  assert len(problems) == 1 and "not UTF-8" in problems[0]
+  problems[0].encode()  # Can be printed.
 
 
-def test_a_mask_of_another_size_is_named_with_both_sizes(folders):
-  add(folders, label=png(mask(25, 40)))
-  text = complaint(folders)
-  assert str(folders / "images" / "a.jpg") in text
-  assert str(folders / "masks" / "a.png") in text
-  assert "40x30" in text and "40x25" in text  # Width x height.
+@pytest.fixture
+def as_nobody():
+  """Root may read everything: be someone else for a while."""
+  if os.geteuid() != 0:
+    yield
+    return
+  os.seteuid(65534)
+  yield
+  os.seteuid(0)
 
 
-def test_values_out_of_range_are_named_with_those_allowed(folders):
-  bad = mask()
-  bad[0, 0], bad[5, 5], bad[6, 6] = 12, 200, 12
-  add(folders, label=png(bad))
-  text = complaint(folders)
-  assert str(folders / "masks" / "a.png") in text
-  assert "[12, 200]" in text and "0-11, 255" in text
-
-
-@pytest.mark.parametrize("data", [
-    b"", b"these are words, not pixels\n" * 50, jpeg()[:-200],
-    jpeg()[:len(jpeg()) // 2], jpeg()[:2], jpeg()[:-20] + bytes(5000),
-    png(picture())[:-40], png(picture())[:60], b"\x89PNG\r\n\x1a\n"],
-    ids=["empty", "text", "jpeg end", "jpeg half", "jpeg mark",
-         "jpeg end, zeros", "png end", "png half", "png mark"])
-def test_an_unreadable_image_is_named(folders, data):
-  add(folders, image=data)
-  text = complaint(folders)
-  assert str(folders / "images" / "a.jpg") in text
-  assert "masks" not in text
-
-
-@pytest.mark.parametrize("data", [
-    b"", b"words", png(mask())[:-40], png(picture()),
-    png(mask().astype(np.uint16)), png(np.dstack([picture(), mask()]))],
-    ids=["empty", "text", "cut short", "RGB", "16 bits", "RGBA"])
-def test_an_unusable_mask_is_named(folders, data):
-  add(folders, label=data)
-  text = complaint(folders)
-  assert str(folders / "masks" / "a.png") in text
-  assert "a.jpg" not in text
-
-
-@pytest.mark.parametrize(("label", "words"), [
-    (png(picture()), ("(30, 40, 3)", "uint8")),
-    (png(mask().astype(np.uint16)), ("uint16", "8-bit"))])
-def test_a_mask_of_the_wrong_kind_is_described(folders, label, words):
-  add(folders, label=label)
-  assert all(word in complaint(folders) for word in words)
+@pytest.mark.parametrize("closed", ["images", "images/sub", "masks"])
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, closed, request):
+  for name in ("a.jpg", "sub/b.jpg"):
+    add(tmp_path, name)
+  for parent in [tmp_path, *tmp_path.parents]:
+    if parent.owner() == "root" and not parent.stat().st_mode & 1:
+      parent.chmod(parent.stat().st_mode | 0o111)  # pytest's own are closed.
+  (tmp_path / closed).chmod(0)
+  request.getfixturevalue("as_nobody")
+  with pytest.raises(DataError, match="Permission denied") as error:
+    found(tmp_path)
+  assert str(tmp_path / closed) in str(error.value)
 
 
 def test_a_file_that_vanished_is_named(folders):
   add(folders)
-  listed = found(folders)
-  (folders / "images" / "a.jpg").unlink()
+  [pair], _ = found(folders)
+  pair.image.unlink()
+  with pytest.raises(DataError, match="cannot be read .No such file") as error:
+    pair.image_bytes()
+  assert str(pair.image) in str(error.value)
+
+
+def test_a_split_without_masks(folders):
+  add(folders)
+  [pair] = pairs.unpaired_folder(folders / "images", [])
+  assert pair.name == "a" and pair.mask is None
+  assert pair.mask_bytes() == b"" and pair.image_bytes() == jpeg()
+
+
+@pytest.mark.parametrize("candidates, expected", [
+    (("x", "y"), "one/y"), (("y", "x"), "one/y"), (("z", "x"), "two/z"),
+    (("nowhere",), None), ((".",), "one")])
+def test_the_first_folder_that_is_there(tmp_path, candidates, expected):
+  for name in ("one/y", "two/y", "two/z"):
+    (tmp_path / name).mkdir(parents=True)
+  roots = [tmp_path / "one", tmp_path / "two"]
+  assert pairs.first_folder(roots, *candidates) == (
+      expected and tmp_path / expected)
+
+
+def test_one_problem_is_the_message():
+  pairs.raise_all([])
+  with pytest.raises(DataError, match="^x is wrong$"):
+    pairs.raise_all(["x is wrong"])
+
+
+def test_of_very_many_the_first_are_listed_and_the_rest_counted():
   with pytest.raises(DataError) as error:
-    pairs.check_pairs(listed, LABEL_MAP)
-  assert str(folders / "images" / "a.jpg") in str(error.value)
-
-
-def test_all_that_is_wrong_is_in_one_message(folders):
-  add(folders, "cut.jpg", image=jpeg()[:-100])
-  add(folders, "fine.jpg")
-  add(folders, "rgb.jpg", label=png(picture()))
-  # Two faults of one pair.
-  add(folders, "size.jpg", label=png(np.full((10, 10), 77, np.uint8)))
-  add(folders, "text.jpg", image=b"words")
-  text = complaint(folders)
-  for name in ("images/cut.jpg", "masks/rgb.png", "images/size.jpg",
-               "images/text.jpg"):
-    assert str(folders / name) in text
-  assert "[77]" in text and "5 bad files" in text
-  assert "fine" not in text
-
-
-def test_of_very_many_the_first_are_listed_and_the_rest_counted(folders):
-  for i in range(25):
-    add(folders, f"{i:02}.jpg", image=b"")
-  text = complaint(folders)
-  assert "25 bad files" in text and "5 more" in text
-  assert all(f"{i:02}.jpg" in text for i in range(20))
-  assert "20.jpg" not in text
-
-
-def test_what_follows_a_jpegs_end_does_not_matter():
-  image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
-  jpeg = cv2.imencode(".jpg", image)[1].tobytes()
-  appended = jpeg + b"\xff\xda movie" * 500
-  np.testing.assert_array_equal(
-      pairs.decode_image(appended, "a"), pairs.decode_image(jpeg, "b"))
-
-
-def test_a_thumbnails_end_is_not_the_pictures():
-  """Cut in the scan, refilled with zeros, a thumbnail's marker before it."""
-  image = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
-  jpeg = cv2.imencode(".jpg", image)[1].tobytes()
-  thumbnail = b"\xff\xd8 small \xff\xd9"
-  segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
-  whole = jpeg[:2] + segment + jpeg[2:]
-  assert pairs.decode_image(whole, "whole").shape == (40, 50, 3)
-  cut = whole[:len(whole) // 2] + bytes(len(whole) // 2)
-  with pytest.raises(DataError, match="cut"):
-    pairs.decode_image(cut, "cut")
+    pairs.raise_all([f"file {i:02}" for i in range(25)])
+  text = str(error.value)
+  assert text.startswith("25 problems:") and "... and 5 more" in text
+  assert "psp_jax.prepare --check" in text
+  assert all(f"file {i:02}" in text for i in range(20))
+  assert "file 20" not in text

@@ -180,6 +180,7 @@ def test_ade20k_samples_train_and_evaluate(tmp_path, shared):
   c.model.depth, c.model.width_multiplier = 10, 0.0625
   c.data.manual_dir = str(shared / "data/ade20k_sample/ADEChallengeData2016")
   c.data.data_dir = str(tmp_path)
+  c.data.allow_partial = True
   c.data.train_split = "val"
   c.data.crop_size = 65
   c.data.num_threads = 2

@@ -3,7 +3,9 @@
 Not TFDS's `scene_parse150`, which holds the instance challenge's annotations.
 """
 
-from psp_jax.data import pairs
+import pathlib
+
+from psp_jax.data import downloads, pairs
 from psp_jax.data.builder import PairsBuilder
 from psp_jax.data.taxonomy import Taxonomy, make_label_map, voc_palette
 from psp_jax.errors import DataError
@@ -36,33 +38,45 @@ TAXONOMY = Taxonomy(
     palette=voc_palette(151)[1:],
     label_map=make_label_map(1, 150, ignored=(0,)))
 
-URL = ("http://data.csail.mit.edu/places/ADEchallenge/"
-       "ADEChallengeData2016.zip")
+ARCHIVE = downloads.Archive(
+    "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip",
+    "sha1:219e1696abb36c8ba3a3afe7fb2f4b4606a897c7")
+
+_FOLDERS = {"train": "training", "val": "validation"}
 
 
 class Ade20k(PairsBuilder):
-  """images/ and annotations/, each with training/ and validation/.
+  """ADE20K scene parsing: images/ and annotations/, training/, validation/.
 
-  A split whose image folder is absent is left out: a sample of the dataset
-  is a dataset.
+  14 training masks are empty.
   """
   TAXONOMY = TAXONOMY
   IMAGE_ENCODING = "jpeg"
+  SPLIT_SIZES = {"train": 20_210, "val": 2_000}
 
-  def locate(self, dl_manager):
-    if self.manual_dir is None:
-      raise DataError(f"ADE20K is not downloaded for you: get {URL}, unpack "
-                      "it, then --config.data.manual_dir=ADEChallengeData2016")
-    return self.manual_dir
+  def download(self, dl_manager):
+    return downloads.fetch(
+        dl_manager, [ARCHIVE], "Get it by hand, unpack it, then "
+        "--config.data.manual_dir=ADEChallengeData2016")
 
-  def find_pairs(self, root):
-    folders = {"train": "training", "val": "validation"}
-    found = {split: pairs.list_pairs(root / "images" / folder,
-                                     root / "annotations" / folder)
-             for split, folder in folders.items()
-             if (root / "images" / folder).is_dir()}
-    if not found:
+  def find_pairs(self, roots, problems):
+    root = (pairs.first_folder(roots, "ADEChallengeData2016")
+            or pathlib.Path(roots[0]))
+    images = {split: pairs.first_folder([root / "images"], folder)
+              for split, folder in _FOLDERS.items()}
+    if not any(images.values()):
       raise DataError(f"{root}: holds neither images/training nor "
                       "images/validation; set config.data.manual_dir to the "
                       "folder ADEChallengeData2016")
-    return found
+    return {split: pairs.pair_folders(
+        folder, root / "annotations" / _FOLDERS[split], problems)
+        for split, folder in images.items() if folder}
+
+  def missing_names(self, split, found):
+    names = {pair.name for pair in found}
+    missing = [name for i in range(1, self.SPLIT_SIZES[split] + 1)
+               if (name := f"ADE_{split}_{i:08}") not in names]
+    if not missing:
+      return ""
+    more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
+    return f"; missing: {', '.join(missing[:5])}{more}"

@@ -1,25 +1,41 @@
 """The datasets by name: prepared on first use, then read at random.
 
-A new dataset is a module with a builder and a TAXONOMY, and a line here.
+A new dataset is a module with a builder, and a line here.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
 import pathlib
+import shutil
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from psp_jax.data import ade20k, camvid, scenes
-from psp_jax.data.pairs import decode_image, decode_mask
-from psp_jax.data.taxonomy import Taxonomy
-from psp_jax.errors import ConfigError, DataError
+from psp_jax.data import (
+  ade20k,
+  camvid,
+  cityscapes,
+  coco_voc,
+  decode,
+  folder,
+  scenes,
+  voc2012,
+)
+from psp_jax.data.builder import PairsBuilder, SegmentationBuilder
+from psp_jax.data.taxonomy import IGNORE_LABEL, Taxonomy
+from psp_jax.errors import ConfigError, DataError, check_choice
 
 DATASETS = {
-    "ade20k": (ade20k.Ade20k, ade20k.TAXONOMY),
-    "camvid": (camvid.Camvid, camvid.TAXONOMY),
-    "scenes": (scenes.Scenes, scenes.TAXONOMY),
+    "ade20k": ade20k.Ade20k,
+    "camvid": camvid.Camvid,
+    "cityscapes": cityscapes.Cityscapes,
+    "coco_voc": coco_voc.CocoVoc,
+    "folder": folder.Folder,
+    "scenes": scenes.Scenes,
+    "voc2012": voc2012.Voc2012,
 }
 
 
@@ -27,13 +43,21 @@ class Split:
   """One split: a random-access sequence of decoded records.
 
   Items are {"image": uint8 (H, W, 3) RGB, "label": uint8 (H, W) class ids or
-  255, "name": str}.
+  255, "name": str}, and "instances": uint16 (H, W) where the dataset has them.
+
+  Attributes:
+    taxonomy: of the class ids.
+    labelled: whether there are masks; without, labels are 255 throughout.
+    has_instances: whether every record has "instances".
   """
 
-  def __init__(self, records, taxonomy: Taxonomy):
+  def __init__(self, records, taxonomy: Taxonomy, labelled: bool = True,
+               has_instances: bool = False):
     self._records = records
     self._label_map = taxonomy.label_map.astype("uint8")  # -1 cannot occur.
     self.taxonomy = taxonomy
+    self.labelled = labelled
+    self.has_instances = has_instances
 
   def __len__(self):
     return len(self._records)
@@ -41,72 +65,211 @@ class Split:
   def __getitem__(self, index):
     record = self._records[index]
     name = record["name"].decode()
-    return {"image": decode_image(record["image"], name),
-            "label": self._label_map[decode_mask(record["label"], name)],
-            "name": name}
+    image = decode.decode_image(record["image"], name)
+    if record["label"]:
+      label = self._label_map[decode.decode_mask(record["label"], name)]
+    else:
+      label = np.full(image.shape[:2], IGNORE_LABEL, np.uint8)
+    result = {"image": image, "label": label, "name": name}
+    if record.get("instances"):
+      result["instances"] = decode.decode_instances(record["instances"], name)
+    return result
+
+  def encoded(self, index) -> dict[str, bytes]:
+    """The record as it is stored."""
+    return self._records[index]
 
 
-def taxonomy(name: str) -> Taxonomy:
-  """The classes of dataset `name`, without preparing it."""
-  if name not in DATASETS:
-    raise ConfigError(f"config.data.name={name!r}: choose one of "
-                      f"{', '.join(map(repr, DATASETS))}")
-  return DATASETS[name][1]
+class _Union:
+  """Record sequences, one after the other."""
+
+  def __init__(self, parts):
+    self._parts = parts
+    self._ends = np.cumsum([len(part) for part in parts])
+
+  def __len__(self):
+    return int(self._ends[-1])
+
+  def __getitem__(self, index):
+    part = int(np.searchsorted(self._ends, index, "right"))
+    return self._parts[part][index - int(self._ends[part])
+                             + len(self._parts[part])]
 
 
-def prepare(config) -> tfds.core.DatasetBuilder:
+def taxonomy(config) -> Taxonomy:
+  """The classes of `config.data`, without preparing it.
+
+  Raises:
+    ConfigError: there is no such dataset.
+    DataError: its class list, if it has one, is missing or bad.
+  """
+  builder = find_builder(config)
+  return builder.taxonomy
+
+
+def find_builder(config) -> SegmentationBuilder:
+  """The builder of `config.data`, prepared or not.
+
+  Without `manual_dir`, the one copy of the dataset that is prepared in
+  `data_dir`.
+
+  Raises:
+    ConfigError: there is no such dataset, or several prepared copies.
+    DataError: `manual_dir` is not there.
+  """
+  c = config.data
+  check_choice("data.name", c.name, DATASETS)
+  builder_class = DATASETS[c.name]
+  if c.reduce_zero_label and builder_class is not folder.Folder:
+    raise ConfigError(f"config.data.reduce_zero_label: what {c.name}'s ids "
+                      "mean is built in; it is for data.name='folder'")
+  home = _home(c.data_dir)
+  manual_dir = None
+  if c.manual_dir and issubclass(builder_class, PairsBuilder):
+    manual_dir = pathlib.Path(c.manual_dir).expanduser().absolute()
+    if not manual_dir.is_dir():
+      raise DataError(f"config.data.manual_dir={c.manual_dir}: no such folder")
+    where = home / _fingerprint(manual_dir, builder_class.HAND_MADE)
+  else:
+    where = _only_prepared(home, builder_class)
+  builder = builder_class(data_dir=str(where), file_format="array_record")
+  builder.manual_dir = manual_dir
+  builder.allow_partial = c.allow_partial
+  builder.reduce_zero_label = c.reduce_zero_label
+  if builder_class is folder.Folder and not (
+      manual_dir or builder.info.splits):
+    builder.download(None)  # Says what to name.
+  return builder
+
+
+def prepare(config) -> SegmentationBuilder:
   """The builder of `config.data`, its array_record files in place.
 
   Raises:
     DataError: files are missing or bad; nothing is left half prepared.
   """
-  c = config.data
-  taxonomy(c.name)
-  builder_class, _ = DATASETS[c.name]
-  data_dir = pathlib.Path(
-      c.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
-  data_dir = data_dir.expanduser() / "psp_jax"
-  manual_dir = None
-  if c.manual_dir:
-    manual_dir = pathlib.Path(c.manual_dir).expanduser()
-    if not manual_dir.is_dir():
-      raise DataError(f"config.data.manual_dir={c.manual_dir}: no such folder")
-    data_dir = data_dir / _fingerprint(manual_dir)
-  builder = builder_class(data_dir=str(data_dir), file_format="array_record")
+  builder = find_builder(config)
   if not builder.info.splits:
-    print(f"preparing {c.name} in {builder.data_dir} (first use only)",
-          flush=True)
-    tfds.disable_progress_bar()
-    builder.manual_dir = manual_dir
-    with contextlib.redirect_stdout(io.StringIO()):  # Its sizes "Unknown".
-      builder.download_and_prepare()
+    try:
+      with _alone(builder):
+        if not builder.info.splits:
+          _write(builder)
+    except OSError as error:
+      raise DataError(
+          f"{builder.data_dir}: cannot be written ({error}); make room, or "
+          "name another folder with config.data.data_dir (--data_dir)"
+          ) from error
+  problems = builder.size_problems(
+      {name: split.num_examples for name, split in builder.info.splits.items()})
+  if problems:
+    raise DataError(f"{builder.data_dir} was prepared from a part of the "
+                    "dataset:\n  " + "\n  ".join(problems))
   return builder
 
 
 def open_split(config, split: str) -> Split:
   """`split` of the dataset that `config.data` names, prepared if need be.
 
+  Args:
+    config: whose `data` says which.
+    split: a name, a union that the dataset names, or "train+val".
+
   Raises:
     ConfigError: there is no such dataset or split.
     DataError: as `prepare`.
   """
-  builder = prepare(config)
-  if split not in builder.info.splits:
-    raise ConfigError(f"{config.data.name} has no split {split!r}; it has "
-                      f"{', '.join(map(repr, builder.info.splits))}")
+  return read_split(prepare(config), split)
+
+
+def read_split(builder: SegmentationBuilder, split: str) -> Split:
+  """`open_split` of a prepared builder."""
+  names = builder.SPLIT_UNIONS.get(split, split).split("+")
+  splits = builder.info.splits
+  if not set(names) <= set(splits):
+    unions = [union for union, parts in builder.SPLIT_UNIONS.items()
+              if set(parts.split("+")) <= set(splits)]
+    parts = f" ({'+'.join(names)})" if split in builder.SPLIT_UNIONS else ""
+    raise ConfigError(
+        f"{builder.name} has no split {split!r}{parts}; it has "
+        f"{', '.join(map(repr, [*splits, *unions]))}, and sums of them")
   skip = tfds.decode.SkipDecoding()
-  records = builder.as_data_source(
-      split, decoders={"image": skip, "label": skip})
-  return Split(records, taxonomy(config.data.name))
+  decoders = {feature: skip for feature in builder.info.features
+              if feature != "name"}
+  parts = [builder.as_data_source(name, decoders=decoders) for name in names]
+  return Split(parts[0] if len(parts) == 1 else _Union(parts),
+               builder.taxonomy,
+               not set(names) & set(builder.unlabelled_splits),
+               set(names) <= set(builder.INSTANCE_SPLITS))
 
 
-def _fingerprint(folder: pathlib.Path) -> str:
-  """Of the names and sizes below `folder`: another copy is another dataset."""
+def _home(data_dir: str) -> pathlib.Path:
+  home = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  return pathlib.Path(home).expanduser().absolute() / "psp_jax"
+
+
+def _only_prepared(home: pathlib.Path, builder_class) -> pathlib.Path:
+  """Where the dataset is prepared, or would be."""
+  inner = f"{builder_class.name}/{builder_class.VERSION}/dataset_info.json"
+  if (home / inner).is_file():
+    return home
+  found = sorted(home.glob(f"*/{inner}"))
+  if len(found) > 1:
+    raise ConfigError(
+        f"{builder_class.name} was prepared from several folders: "
+        f"{', '.join(str(p.parent) for p in found)}; name the folder with "
+        "config.data.manual_dir (--manual_dir), or remove all but one")
+  return found[0].parents[2] if found else home
+
+
+def _write(builder) -> None:
+  print(f"preparing {builder.name} in {builder.data_dir} (first use only)",
+        flush=True)
+  for rest in pathlib.Path(builder.data_dir).parent.glob("*.incomplete*"):
+    shutil.rmtree(rest)  # Of a process that was killed.
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):  # Its sizes "Unknown".
+    builder.download_and_prepare()
+
+
+@contextlib.contextmanager
+def _alone(builder):
+  """One process a machine prepares a dataset; others wait, then find it."""
+  parent = pathlib.Path(builder.data_dir).parent
+  parent.mkdir(parents=True, exist_ok=True)
+  with open(parent / ".lock", "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      print(f"{builder.data_dir} is being prepared by another process: "
+            "waiting", flush=True)
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if pathlib.Path(builder.data_dir).is_dir():
+        builder.info.read_from_directory(builder.data_dir)
+    yield
+
+
+def _fingerprint(folder_: pathlib.Path, with_times: bool) -> str:
+  """Of what lies below the folder: another copy is another dataset.
+
+  Names and sizes; `with_times` also when files were changed last, for masks
+  that are painted over may keep their size.
+  """
+  def refuse(error):
+    raise DataError(f"{error.filename}: may not be read ({error.strerror})"
+                    ) from error
+
   digest = hashlib.sha256()
-  for parent, folders, files in os.walk(folder):
+  for parent, folders, files in os.walk(
+      folder_, onerror=refuse, followlinks=True):
     folders.sort()
     for name in sorted(files):
       path = pathlib.Path(parent, name)
-      digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n"
-                    .encode())
+      try:
+        status = path.stat()
+      except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})"
+                        ) from error
+      time = status.st_mtime_ns if with_times else ""
+      digest.update(os.fsencode(
+          f"{path.relative_to(folder_)} {status.st_size}{time}\n"))
   return digest.hexdigest()[:12]

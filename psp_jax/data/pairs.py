@@ -1,138 +1,182 @@
-"""Image and mask files on disk: paired, and every one of them read once.
+"""Image files and their masks on disk: who belongs to whom.
 
-Bad data is found here, before training starts, and all of it in one message.
+Nothing here is decoded but single files asked for; data/check.py reads all.
 """
 
 import dataclasses
+import os
 import pathlib
-
-import cv2
-import numpy as np
+from collections.abc import Callable
 
 from psp_jax.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+  """The file's bytes; DataError names it and the reason."""
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """One image file and its mask."""
+  """One image file and what is known of its pixels.
+
+  Attributes:
+    name: unique in its split; with the folders it lies in, if any.
+    image: its file.
+    mask: the file that says the classes; None in a test split.
+    instances: the file of instance ids, where a dataset has it.
+    read_mask: what makes an index PNG's (or TIFF's) bytes of `mask`.
+  """
   name: str
   image: pathlib.Path
-  mask: pathlib.Path
+  mask: pathlib.Path | None = None
+  instances: pathlib.Path | None = None
+  read_mask: Callable[[pathlib.Path], bytes] = read_bytes
+
+  def image_bytes(self) -> bytes:
+    return read_bytes(self.image)
+
+  def mask_bytes(self) -> bytes:
+    """Of an index image; empty where there is no mask."""
+    return b"" if self.mask is None else self.read_mask(self.mask)
+
+  def instances_bytes(self) -> bytes:
+    return b"" if self.instances is None else read_bytes(self.instances)
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
-  """Encoded bytes to uint8 RGB (H, W, 3); DataError names what is broken."""
-  flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-  image = _decode(data, flags)
-  if image is None:
-    raise DataError(f"{name}: not a readable JPEG or PNG image; replace it or "
-                    "remove it together with its mask")
-  return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def first_folder(roots, *candidates: str) -> pathlib.Path | None:
+  """The first folder that is there: each candidate below each root."""
+  for candidate in candidates:
+    for root in roots:
+      if _is_folder(pathlib.Path(root, candidate)):
+        return pathlib.Path(root, candidate)
+  return None
 
 
-def decode_mask(data: bytes, name: str) -> np.ndarray:
-  """Encoded bytes to uint8 ids (H, W); DataError names what is broken."""
-  mask = _decode(data, cv2.IMREAD_UNCHANGED)
-  if mask is None:
-    raise DataError(f"{name}: not a readable PNG mask; replace it or remove "
-                    "it together with its image")
-  if mask.ndim != 2 or mask.dtype != np.uint8:
-    raise DataError(f"{name}: shape {mask.shape}, {mask.dtype}; a mask is one "
-                    "8-bit channel of class ids, not colours")
-  return mask
+def list_files(folder: pathlib.Path, suffixes=IMAGE_SUFFIXES,
+               others: list | None = None) -> dict[str, list[pathlib.Path]]:
+  """Files at any depth by their path below `folder` without the suffix.
 
-
-def _decode(data: bytes, flags: int) -> np.ndarray | None:
-  # A JPEG cut short may still decode, its rest grey: the end marker tells.
-  if data[:2] == b"\xff\xd8" and not _jpeg_is_whole(data):
-    return None
-  try:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-  except cv2.error:
-    return None
-
-
-def _jpeg_is_whole(data: bytes) -> bool:
-  """Whether an end marker follows the start of the scan.
-
-  The segments before it are stepped over: a thumbnail has its own markers.
-  What follows the end (phones append videos) does not matter.
-  """
-  at = 2
-  while data[at:at + 1] == b"\xff" and data[at + 1:at + 2] != b"\xda":
-    at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
-  return data.find(b"\xff\xd9", at) >= 0
-
-
-def list_pairs(image_dir, mask_dir) -> list[Pair]:
-  """Pairs of equal stem, sorted by name.
+  Hidden files are none, files with other suffixes go to `others`.
 
   Raises:
-    DataError: a folder is missing or empty, or an image has no mask.
+    DataError: a folder that is missing or may not be read.
   """
-  image_dir, mask_dir = pathlib.Path(image_dir), pathlib.Path(mask_dir)
-  for folder in (image_dir, mask_dir):
-    if not folder.is_dir():
-      raise DataError(f"{folder}: no such folder; set config.data.manual_dir "
-                      "to the dataset's top folder")
-  images = sorted(p for p in image_dir.iterdir()
-                  if p.suffix.lower() in IMAGE_SUFFIXES)
-  if not images:
-    raise DataError(f"{image_dir}: holds no {', '.join(IMAGE_SUFFIXES)} "
-                    "images; set config.data.manual_dir to the dataset's top "
-                    "folder")
-  pairs = [Pair(p.stem, p, mask_dir / f"{p.stem}.png") for p in images]
-  _raise_all([f"{p.image}: has no mask {p.mask}" for p in pairs
-              if not p.mask.is_file()])
-  return pairs
+  def refuse(error):
+    raise DataError(f"{error.filename}: {_REASONS.get(type(error), 'cannot')}"
+                    f" be read ({error.strerror}); {_WHERE}") from error
+
+  if not _is_folder(folder):
+    raise DataError(f"{folder}: no such folder; {_WHERE}")
+  found = {}
+  for parent, folders, names in os.walk(
+      folder, onerror=refuse, followlinks=True):
+    folders[:] = sorted(f for f in folders if not f.startswith("."))
+    for name in sorted(names):
+      path = pathlib.Path(parent, name)
+      if name.startswith("."):
+        continue
+      if path.suffix.lower() not in suffixes:
+        if others is not None:
+          others.append(path)
+        continue
+      key = path.relative_to(folder).with_suffix("").as_posix()
+      found.setdefault(key, []).append(path)
+  return dict(sorted(found.items()))
 
 
-def check_pairs(pairs: list[Pair], label_map: np.ndarray) -> None:
-  """Decodes every pair; raises one DataError that lists all that is wrong.
+_WHERE = ("set config.data.manual_dir (--manual_dir) to the dataset's top "
+          "folder")
+_REASONS = {PermissionError: "may not"}
+
+
+def _is_folder(path: pathlib.Path) -> bool:
+  try:
+    return path.is_dir()
+  except OSError as error:
+    raise DataError(f"{path}: may not be read ({error.strerror})") from error
+
+
+def pair_folders(image_dir, mask_dir, problems: list[str],
+                 mask_suffixes=(".png",), others: list | None = None
+                 ) -> list[Pair]:
+  """Pairs of equal path and stem below two folders, sorted by name.
 
   Args:
-    pairs: what to read.
-    label_map: (256,) int16, stored value to class id, -1 for a value that
-      must not occur.
+    image_dir: of the images, at any depth.
+    mask_dir: likewise.
+    problems: gets a line for each image without a mask, mask without an image
+      and name that two files share.
+    mask_suffixes: of masks.
+    others: gets the files below `image_dir` that are no images.
+
+  Raises:
+    DataError: a folder is missing, unreadable or without images.
   """
-  problems = []
-  for pair in pairs:
+  image_dir, mask_dir = pathlib.Path(image_dir), pathlib.Path(mask_dir)
+  images = _unique(list_files(image_dir, others=others), problems)
+  masks = _unique(list_files(mask_dir, mask_suffixes), problems)
+  if not images:
+    raise DataError(f"{image_dir}: holds no {', '.join(IMAGE_SUFFIXES)} "
+                    f"images; {_WHERE}")
+  problems += [
+      f"{path}: has no mask {mask_dir / name}{' or '.join(mask_suffixes)}"
+      for name, path in images.items() if name not in masks]
+  problems += [
+      f"{path}: has no image {image_dir / name}.*; add it, or remove the mask"
+      for name, path in masks.items() if name not in images]
+  return [Pair(name, path, masks[name]) for name, path in images.items()
+          if name in masks]
+
+
+def unpaired_folder(image_dir, problems: list[str],
+                    others: list | None = None) -> list[Pair]:
+  """A test split: images without masks, sorted by name."""
+  images = _unique(
+      list_files(pathlib.Path(image_dir), others=others), problems)
+  return [Pair(name, path) for name, path in images.items()]
+
+
+def _unique(found, problems) -> dict[str, pathlib.Path]:
+  unique = {}
+  for name, paths in found.items():
     try:
-      image = decode_image(pair.image.read_bytes(), str(pair.image))
-      mask = decode_mask(pair.mask.read_bytes(), str(pair.mask))
-    except (DataError, OSError) as error:
-      problems.append(str(error))
+      name.encode()
+    except UnicodeEncodeError:
+      problems.append(f"{str(paths[0])!r}: a file name that is not UTF-8; "
+                      "rename it")
       continue
-    if image.shape[:2] != mask.shape:
-      problems.append(f"{pair.image} is {_size(image)} but its mask "
-                      f"{pair.mask} is {_size(mask)}")
-    bad = [int(v) for v in np.unique(mask) if label_map[v] < 0]
-    if bad:
-      problems.append(f"{pair.mask}: label values {bad} are out of range "
-                      f"(allowed: {_ranges(label_map)})")
-  _raise_all(problems)
+    if len(paths) > 1:
+      problems.append(f"{paths[0]}: {', '.join(p.name for p in paths[1:])} "
+                      "beside it would share its mask; rename or remove one")
+    unique[name] = paths[0]
+  return unique
 
 
-def _size(array: np.ndarray) -> str:
-  return f"{array.shape[1]}x{array.shape[0]}"
-
-
-def _ranges(label_map: np.ndarray) -> str:
-  """"0-11, 255": the stored values that may occur."""
-  allowed = np.flatnonzero(label_map >= 0)
-  runs = np.split(allowed, np.flatnonzero(np.diff(allowed) > 1) + 1)
-  return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0])
-                   for r in runs)
-
-
-def _raise_all(problems: list[str], shown: int = 20) -> None:
+def raise_all(problems: list[str], shown: int = 20) -> None:
+  """One DataError that lists the first of all problems; none, no error."""
   if not problems:
     return
-  more = len(problems) - shown
-  tail = f"\n  ... and {more} more" if more > 0 else ""
   if len(problems) == 1:
     raise DataError(problems[0])
-  raise DataError(f"{len(problems)} bad files:\n  "
+  more = len(problems) - shown
+  tail = (f"\n  ... and {more} more; python -m psp_jax.prepare --check lists "
+          "all" if more > 0 else "")
+  raise DataError(f"{len(problems)} problems:\n  "
                   + "\n  ".join(problems[:shown]) + tail)
+
+
+def is_there(path: pathlib.Path, problems: list[str], why: str) -> bool:
+  """Whether `path` is a file; if not, `problems` gets a line with `why`."""
+  try:
+    if path.is_file():
+      return True
+    problems.append(f"{path}: no such file; {why}")
+  except OSError as error:
+    problems.append(f"{path}: may not be read ({error.strerror})")
+  return False

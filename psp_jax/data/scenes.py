@@ -20,6 +20,7 @@ SPLIT_SIZES = {"train": 1000, "val": 200}
 
 class Scenes(SegmentationBuilder):
   """Rendered harbours and cities, 192x192, 12 classes."""
+  TAXONOMY = TAXONOMY
 
   def _split_generators(self, dl_manager):
     return {split: self._generate_examples(i, size)
