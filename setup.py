@@ -28,6 +28,8 @@ setup(
         "safetensors>=0.5",  # Published weights without PyTorch.
         "h5py>=3.11",  # Keras's weights.
         "pillow>=10",  # Palette PNGs, of which OpenCV expands the palette.
+        "scipy>=1.11",  # SBD's masks are MATLAB files.
+        "tqdm>=4.66",  # Progress bars.
         # What those need but do not ask for:
         "tensorboard>=2.19",  # clu.metric_writers imports it.
         "tensorflow-cpu>=2.19; platform_machine == 'x86_64' and "
@@ -40,9 +42,11 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.6"],  # To read and write .pth files.
+        "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
         "test": ["pytest>=8", "ruff>=0.9"],
         # What tests compare with; without them those skip.
-        "parity": ["torch==2.13.0", "cityscapesscripts>=2.2"],
+        "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
+                   "pycocotools>=2.0.8"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

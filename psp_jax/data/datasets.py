@@ -183,12 +183,13 @@ def open_split(config, split: str) -> Split:
 
 def read_split(builder: SegmentationBuilder, split: str) -> Split:
   """`open_split` of a prepared builder."""
-  names = builder.SPLIT_UNIONS.get(split, split).split("+")
+  names = "+".join(builder.SPLIT_UNIONS.get(part, part)
+                   for part in split.split("+")).split("+")
   splits = builder.info.splits
   if not set(names) <= set(splits):
     unions = [union for union, parts in builder.SPLIT_UNIONS.items()
               if set(parts.split("+")) <= set(splits)]
-    parts = f" ({'+'.join(names)})" if split in builder.SPLIT_UNIONS else ""
+    parts = f" ({'+'.join(names)})" if split != "+".join(names) else ""
     raise ConfigError(
         f"{builder.name} has no split {split!r}{parts}; it has "
         f"{', '.join(map(repr, [*splits, *unions]))}, and sums of them")
