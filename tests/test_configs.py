@@ -19,7 +19,10 @@ from psp_jax.models import create_model
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs"
 VARIANTS = [("ade20k", ""), ("camvid", ""), ("camvid", "cpu"),
-            ("camvid", "baseline"), ("scenes", ""),
+            ("camvid", "baseline"), ("scenes", ""), ("voc2012", ""),
+            ("voc2012", "paper"), ("coco_voc", ""), ("folder", ""),
+            ("folder", "cpu"), ("cityscapes", ""), ("cityscapes", "paper"),
+            ("cityscapes", "coarse"), ("cityscapes", "fine"),
             *(("ablations", row) for row in published.ROWS)]
 
 
@@ -60,7 +63,7 @@ def test_config_builds_its_model_for_its_dataset(name, arg):
   assert isinstance(config, ml_collections.ConfigDict)
   if config.data.name == "folder":  # As many as its classes.csv lists.
     assert config.model.num_classes == 0
-    config.model.num_classes = 7
+    classes = config.model.num_classes = 7
   else:
     classes = datasets.taxonomy(config).num_classes
     assert config.model.num_classes == classes
@@ -98,7 +101,7 @@ def test_ade20k_is_the_papers_recipe():
   assert c.data.augment.rotate_degrees == 10
 
 
-@pytest.mark.parametrize("name", ["ablations", "ade20k", "camvid", "scenes"])
+@pytest.mark.parametrize("name", sorted({n for n, _ in VARIANTS}))
 def test_docstring_gives_the_command_and_the_cost(name):
   text = _module(name).__doc__
   assert f"python -m psp_jax.main --config=configs/{name}.py" in text
@@ -106,10 +109,32 @@ def test_docstring_gives_the_command_and_the_cost(name):
   assert re.search(r"hour|minute", text)
 
 
-@pytest.mark.parametrize("name", ["ablations", "ade20k", "camvid", "scenes"])
+@pytest.mark.parametrize("name", sorted({n for n, _ in VARIANTS}))
 def test_unknown_argument_is_refused(name):
   with pytest.raises(ValueError, match="nonsense"):
     _module(name).get_config("nonsense")
+
+
+@pytest.mark.parametrize("name, arg, row", [
+    ("ade20k", "", "table3_resnet50"), ("voc2012", "", "voc2012_resnet50"),
+    ("voc2012", "paper", "voc2012"), ("cityscapes", "", "cityscapes_resnet50"),
+    ("cityscapes", "paper", "cityscapes")])
+def test_a_datasets_config_is_its_row_of_the_tables(name, arg, row):
+  ours, rows = (_module(module).get_config(a).to_dict() for module, a in (
+      (name, arg), ("ablations", row)))
+  for config in (ours, rows):
+    del config["published"]
+    del config["eval"]["scales"]  # Multi-scale is a flag.
+  assert ours == rows
+
+
+def test_the_two_stages_of_coarse_and_fine_labels():
+  coarse, fine = (_module("cityscapes").get_config(a)
+                  for a in ("coarse", "fine"))
+  assert coarse.data.train_split == "train+train_extra"
+  assert fine.data.train_split == "train"
+  # The folder that main.py gives the first stage.
+  assert fine.model.pretrained == "runs/cityscapes_coarse"
 
 
 # ---- The rows of the paper's tables.

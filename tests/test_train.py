@@ -11,6 +11,7 @@ from PIL import Image
 
 from psp_jax import train, train_step
 from psp_jax.checkpoint import Checkpoints
+from psp_jax.data import camvid
 from psp_jax.errors import ConfigError, DataError, NonFiniteError
 from psp_jax.models import create_model
 
@@ -189,3 +190,30 @@ def test_ade20k_samples_train_and_evaluate(tmp_path, shared):
   train.train(c, tmp_path / "run")
   result = json.loads((tmp_path / "run" / "eval.json").read_text())
   assert result["num_images"] == 3 and 0 <= result["pixel_accuracy"] <= 1
+
+
+def test_a_folder_of_camvid_trains_and_scores_as_camvid(
+    finished, tiny_config, camvid_folder, tmp_path):
+  """The same files in the layout for one's own, and no more."""
+  reference, _ = finished
+  root = tmp_path / "mine"
+  for split in ("train", "val", "test"):
+    shutil.copytree(camvid_folder / split, root / "images" / split)
+    shutil.copytree(camvid_folder / f"{split}annot", root / "masks" / split)
+  names = camvid.TAXONOMY.class_names
+  rows = [f"{i},{name}" for i, name in enumerate((*names, "ignore"))]
+  (root / "classes.csv").write_text("\n".join(["id,name", *rows]) + "\n")
+  tiny_config.data.name, tiny_config.data.manual_dir = "folder", str(root)
+  tiny_config.data.allow_partial = False
+  tiny_config.model.num_classes = 0
+  train.train(tiny_config, tmp_path / "run")
+  ours, theirs = (json.loads((workdir / "eval.json").read_text())
+                  for workdir in (tmp_path / "run", reference))
+  assert ours.pop("dataset") == "folder" and theirs.pop("dataset") == "camvid"
+  assert ours == theirs
+  assert json.loads((tmp_path / "run" / "config.json").read_text())[
+      "model"]["num_classes"] == 11
+  tiny_config.model.num_classes = 11
+  jax.tree.map(np.testing.assert_array_equal,
+               _restore(tiny_config, tmp_path / "run"),
+               _restore(tiny_config, reference))

@@ -154,7 +154,10 @@ def prepare(config) -> SegmentationBuilder:
       with _alone(builder):
         if not builder.info.splits:
           _write(builder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+      # array_record's writer knows RuntimeError alone.
+      if isinstance(error, RuntimeError) and "write() failed" not in str(error):
+        raise
       raise DataError(
           f"{builder.data_dir}: cannot be written ({error}); make room, or "
           "name another folder with config.data.data_dir (--data_dir)"
@@ -225,7 +228,7 @@ def _only_prepared(home: pathlib.Path, builder_class) -> pathlib.Path:
 def _write(builder) -> None:
   print(f"preparing {builder.name} in {builder.data_dir} (first use only)",
         flush=True)
-  for rest in pathlib.Path(builder.data_dir).parent.glob("*.incomplete*"):
+  for rest in pathlib.Path(builder.data_dir).parent.glob("incomplete.*"):
     shutil.rmtree(rest)  # Of a process that was killed.
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):  # Its sizes "Unknown".

@@ -48,8 +48,8 @@ def fetch(dl_manager, archives, by_hand: str) -> list[pathlib.Path]:
     except DataError:
       raise
     except Exception as error:  # Whatever the network stack raises.
-      raise DataError(f"{archive.url} could not be downloaded ({error}). "
-                      f"{by_hand}") from error
+      raise DataError(f"{archive.url} could not be downloaded and unpacked "
+                      f"({error}). {by_hand}") from error
   return folders
 
 
