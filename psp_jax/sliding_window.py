@@ -28,10 +28,12 @@ import numpy as np
 
 from psp_jax.data.normalize import normalize
 from psp_jax.errors import check_choice
-from psp_jax.models.pooling import interpolation_matrix
+from psp_jax.models.pooling import interpolation_matrix, interpolation_taps
 
 # Shapes are rounded up to multiples of this before compiling.
 _BUCKET = 64
+# Longest axis that a matrix resizes, which matrix units do best: 64 MB.
+_MATRIX_LIMIT = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +134,40 @@ def half_pixel_matrix(source: int, target: int) -> np.ndarray:
   return matrix.astype(np.float32)
 
 
-def _placed(matrix, shape, row=0, column=0):
-  """`matrix` at (row, column) of zeros of `shape`."""
-  out = np.zeros(shape, np.float32)
-  out[row:row + matrix.shape[0], column:column + matrix.shape[1]] = matrix
-  return out
+def _resampling(source: int, target: int, shape: tuple[int, int],
+                row: int = 0, column: int = 0, from_end: bool = False,
+                to_end: bool = False):
+  """What resizes an axis, as `_apply_rows_and_columns` takes it.
+
+  Args:
+    source: pixels of the axis.
+    target: pixels it becomes.
+    shape: (out, in) of the axis with padding, out >= target, in >= source.
+    row: where the result begins; zeros around it.
+    column: where the source begins.
+    from_end: whether the source is read backwards, a mirror image.
+    to_end: whether the result is written backwards.
+
+  Returns:
+    The (out, in) matrix; for long axes, whose matrices would fill the memory,
+    (low, high, weight of low, weight of high), each (out,).
+  """
+  if max(shape) <= _MATRIX_LIMIT:
+    matrix = np.zeros(shape, np.float32)
+    matrix[row:row + target, column:column + source] = half_pixel_matrix(
+        source, target)[::-1 if to_end else 1, ::-1 if from_end else 1]
+    return matrix
+  low, high, weight = interpolation_taps(source, target, align_corners=False)
+  if from_end:
+    low, high = source - 1 - low, source - 1 - high
+  inside = np.s_[row:row + target]
+  taps = []
+  for values, kind in ((low + column, np.int32), (high + column, np.int32),
+                       (1 - weight, np.float32), (weight, np.float32)):
+    placed = np.zeros(shape[0], kind)
+    placed[inside] = values[::-1] if to_end else values
+    taps.append(placed)
+  return tuple(taps)
 
 
 def _bucket(size: int) -> int:
@@ -144,10 +175,23 @@ def _bucket(size: int) -> int:
 
 
 def _apply_rows_and_columns(rows, columns, x):
-  """rows @ x @ columns^T over axes 1 and 2, in true fp32."""
+  """Resamples axes 1 and 2 by `_resampling`'s answers, in true fp32."""
   highest = jax.lax.Precision.HIGHEST
-  x = jnp.einsum("ah,nhwc->nawc", rows, x, precision=highest)
+  if isinstance(rows, tuple):
+    x = _gather(rows, x, 1)
+  else:
+    x = jnp.einsum("ah,nhwc->nawc", rows, x, precision=highest)
+  if isinstance(columns, tuple):
+    return _gather(columns, x, 2)
   return jnp.einsum("bw,nawc->nabc", columns, x, precision=highest)
+
+
+def _gather(taps, x, axis):
+  low, high, low_weight, high_weight = taps
+  shape = [1] * x.ndim
+  shape[axis] = -1
+  return (jnp.take(x, low, axis) * low_weight.reshape(shape)
+          + jnp.take(x, high, axis) * high_weight.reshape(shape))
 
 
 @functools.partial(jax.jit, static_argnames="window")
@@ -224,21 +268,21 @@ def probabilities(forward, variables, images: np.ndarray, num_classes: int,
   images = np.pad(images, ((0, 0), (0, padded[0] - height),
                            (0, padded[1] - width), (0, 0)))
   # A mirror image is the order of the columns, before and after.
-  orders = [slice(None)]
+  orders = [False]
   if protocol.flip and protocol.average == "logits":
-    orders.append(slice(None, None, -1))
+    orders.append(True)
   total = 0.0
-  for scale, order in itertools.product(protocol.scales, orders):
+  for scale, mirrored in itertools.product(protocol.scales, orders):
     p = plan(height, width, scale, protocol)
     canvas_size = p.canvas if exact else tuple(map(_bucket, p.canvas))
     into, back = [], []
-    for axis, (size, seen) in enumerate(
-        ((height, slice(None)), (width, order))):
-      into.append(_placed(half_pixel_matrix(size, p.scaled[axis])[:, seen],
-                          (canvas_size[axis], padded[axis]), row=p.pad[axis]))
-      back.append(_placed(half_pixel_matrix(p.scaled[axis], size)[seen],
-                          (padded[axis], canvas_size[axis]),
-                          column=p.pad[axis]))
+    for axis, size in enumerate((height, width)):
+      turned = mirrored and axis == 1
+      shape = canvas_size[axis], padded[axis]
+      into.append(_resampling(size, p.scaled[axis], shape,
+                              row=p.pad[axis], from_end=turned))
+      back.append(_resampling(p.scaled[axis], size, shape[::-1],
+                              column=p.pad[axis], to_end=turned))
     counts = np.zeros(canvas_size, np.float32)
     for top, left in p.offsets:
       counts[top:top + p.window[0], left:left + p.window[1]] += 1

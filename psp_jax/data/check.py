@@ -231,7 +231,7 @@ def as_json(splits: dict[str, SplitReport], taxonomy: Taxonomy) -> dict:
 
 
 def sheet_pairs(found: list[pairs.Pair], report: SplitReport,
-                count: int = 6) -> list[pairs.Pair]:
+                count: int = 4) -> list[pairs.Pair]:
   """Labelled pairs to look at: rotated ones first, then evenly spread."""
   rotated = {name for note, names in report.notes.items() if "EXIF" in note
              for name in names}

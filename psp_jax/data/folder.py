@@ -55,7 +55,9 @@ class Folder(PairsBuilder):
     classes = read_classes(root / "classes.csv")
     colours = colour_ids(classes, root / "classes.csv")
     found = {}
-    for images in sorted((root / "images").iterdir()):
+    folders = sorted((root / "images").iterdir(),
+                     key=lambda f: (f.name not in ("train", "val"), f.name))
+    for images in folders:
       masks = root / "masks" / images.name
       if not images.is_dir() or images.name.startswith("."):
         continue

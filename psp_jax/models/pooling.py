@@ -23,9 +23,8 @@ def average_matrix(size: int, bins: int) -> np.ndarray:
   return matrix
 
 
-def interpolation_matrix(
-    source: int, target: int, align_corners: bool = True) -> np.ndarray:
-  """(target, source) matrix of linear interpolation along one axis.
+def interpolation_taps(source: int, target: int, align_corners: bool = True):
+  """(low, high, weight), each (target,): (1 - weight) x[low] + weight x[high].
 
   Either end on end, or (`align_corners=False`) half-pixel centres, as
   cv2.resize and torch's interpolate by default.
@@ -37,8 +36,13 @@ def interpolation_matrix(
     position = (np.arange(target) + 0.5) * (source / target) - 0.5
     position = np.clip(position, 0, source - 1)
   low = np.minimum(np.floor(position).astype(int), source - 1)
-  high = np.minimum(low + 1, source - 1)
-  weight = position - low
+  return low, np.minimum(low + 1, source - 1), position - low
+
+
+def interpolation_matrix(
+    source: int, target: int, align_corners: bool = True) -> np.ndarray:
+  """(target, source) matrix of `interpolation_taps`."""
+  low, high, weight = interpolation_taps(source, target, align_corners)
   matrix = np.zeros((target, source))
   np.add.at(matrix, (np.arange(target), low), 1 - weight)
   np.add.at(matrix, (np.arange(target), high), weight)
