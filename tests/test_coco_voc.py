@@ -424,7 +424,7 @@ def test_annotations_that_are_none_are_named(coco, tmp_path, change, year):
 @pytest.mark.parametrize("shape", [
     None, [], [[]], [["a"] * 6], {"counts": [3, 4], "size": [HEIGHT, WIDTH]},
     {"counts": [HEIGHT * WIDTH + 1], "size": [HEIGHT, WIDTH]},
-    {"counts": [WIDTH * WIDTH], "size": [WIDTH, WIDTH]},
+    {"counts": [HEIGHT * WIDTH], "size": [WIDTH, HEIGHT]},
     {"counts": "no such thing", "size": [HEIGHT, WIDTH]}, {"counts": [5400]}],
     ids=range(9))
 def test_a_shape_that_is_none_is_named_by_its_annotation(
