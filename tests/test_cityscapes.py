@@ -300,8 +300,7 @@ def test_train_ids_are_no_substitute_for_label_ids(tmp_path):
     assert f"{frame}_gtFine_labelIds.png: no such file" in text
 
 
-def test_train_ids_in_place_of_label_ids_are_refused(tmp_path):
-  """255 alone could be either; sizes and ids that cannot be are named."""
+def test_ids_and_sizes_that_cannot_be_are_named(tmp_path):
   root = make_cityscapes(tmp_path / "in", ["val"])
   labels = root / files_of(root, "val", FRAMES["val"][1])[1]
   save(labels, np.full((HEIGHT, WIDTH), 34, np.uint8))
@@ -485,6 +484,16 @@ def test_the_command_finds_what_is_written_for_the_server(
       cwd=ROOT, capture_output=True, text=True, timeout=60)
   assert done.returncode == 0, done.stderr
   assert "bicycle" in done.stdout
+
+
+def test_instances_of_no_label_are_named_not_counted(config):
+  record = datasets.open_split(config, "val")[0]
+  record["instances"][3, :5] = 34, 255, 34_000, 7_001, 65_535
+  with pytest.raises(DataError) as error:
+    cityscapes_scores.Counts().add_record(record, record["label"] * 0)
+  assert str(error.value).startswith(
+      f"{record['name']}: instanceIds [34, 255, 7001, 34000, 65535] are "
+      "unknown")
 
 
 @pytest.fixture
