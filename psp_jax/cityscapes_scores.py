@@ -90,9 +90,17 @@ class Counts:
     """Counts a prediction of class ids for a record with "instances".
 
     Its labels would not do: they hold the 19 classes, scores know all 34.
+
+    Raises:
+      DataError: there are instanceIds that no label has.
     """
     instances = record["instances"]
     truth = np.where(instances < 1000, instances, instances // 1000)
+    unknown = np.unique(instances[(truth >= _N) | ~_IS_INSTANCE[instances]])
+    if unknown.size:
+      raise DataError(f"{record['name']}: instanceIds {unknown.tolist()} are "
+                      f"unknown; they are labelIds, 0 to {_N - 1}, or labelId "
+                      "* 1000 + number")
     self.add(TAXONOMY.stored_ids[prediction], truth, instances)
 
   def summed(self, sum_over_processes) -> "Counts":

@@ -4,14 +4,19 @@ import cv2
 import numpy as np
 
 _IGNORED = (0, 0, 0)
+_IGNORED_BESIDE_BLACK = (224, 224, 192)  # VOC's own, whose background is black.
 _GAP = 4
 _TEXT_HEIGHT = 22
 
 
 def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
-  """(H, W) ids to (H, W, 3) uint8 RGB; ids past the palette are black."""
-  table = np.zeros((256, 3), np.uint8)
-  table[:] = _IGNORED
+  """(H, W) ids to (H, W, 3) uint8 RGB.
+
+  Ids past the palette are black, or VOC's cream where a class is black.
+  """
+  black = (palette == 0).all(-1).any()
+  table = np.empty((256, 3), np.uint8)
+  table[:] = _IGNORED_BESIDE_BLACK if black else _IGNORED
   table[:len(palette)] = palette
   return table[label]
 

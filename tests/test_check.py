@@ -230,6 +230,8 @@ def test_instances_must_be_of_the_masks_size(folders):
                     path)
   for data, words in ((grey_png(np.zeros((30, 40), np.uint16), 16), None),
                       (grey_png(np.zeros((30, 41), np.uint16), 16), "41x30"),
+                      (grey_png(np.full((30, 40), 12003, np.uint16), 16),
+                       "[12003] are instances of no label"),
                       (b"", "empty")):
     path.write_bytes(data)
     problems = check.examine("val", [pair], CLASSES).problems

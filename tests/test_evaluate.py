@@ -5,6 +5,10 @@ evaluator's groups, devices and padding, and counts pixels in numpy.
 """
 
 import json
+import pathlib
+import socket
+import subprocess
+import sys
 import types
 
 import cv2
@@ -24,6 +28,7 @@ from psp_jax.data import taxonomy
 from psp_jax.errors import ConfigError
 from psp_jax.models import create_model
 
+ROOT = pathlib.Path(__file__).parent.parent
 CLASSES = 4
 TAXONOMY = taxonomy.Taxonomy(
     ("one", "two", "three", "four"),
@@ -294,3 +299,54 @@ def test_the_contact_sheet_is_a_picture_with_the_image_in_it(tmp_path):
   height, width = record["label"].shape
   np.testing.assert_array_equal(
       sheet[y:y + height, x:x + width], record["image"])
+
+
+# ---- Several processes.
+
+_SUMS = """
+import sys
+import jax
+import numpy as np
+from psp_jax import cityscapes_scores, evaluate
+
+port, process = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+pixels = np.array([[2**40 + 1, 7, -1], [2**32, 2**31, 2**53]]) + int(process)
+weights = np.array([1 / 3, 1e-9, 2.0**53])[int(process):]
+counts = cityscapes_scores.Counts()
+counts.confusion[33, 5] = 2**33 + int(process)
+counts.class_hits[26] = 0.1 + int(process)
+total = counts.summed(evaluate.sum_over_processes)
+print(evaluate.sum_over_processes(pixels.T).tolist(),
+      evaluate.sum_over_processes(weights[:2]).tolist(),
+      total.confusion[33, 5], total.confusion.sum(), total.class_hits[26],
+      total.class_hits.sum(), sep="; ")
+"""
+
+
+def test_sums_over_two_processes_are_exact():
+  """All 64 bits of integers and floats, and the array's shape."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  running = [subprocess.Popen(
+      [sys.executable, "-c", _SUMS, str(port), str(i)], cwd=ROOT,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      for i in range(2)]
+  try:
+    done = [process.communicate(timeout=120) for process in running]
+  finally:
+    for process in running:
+      process.kill()
+  pixels = [[2**41 + 3, 2**33 + 1], [15, 2**32 + 1], [-1, 2**54 + 1]]
+  weights = [1 / 3 + 1e-9, 1e-9 + 2.0**53]
+  expected = "; ".join(map(str, (pixels, weights, 2**34 + 1, 2**34 + 1,
+                                 0.1 + 1.1, 0.1 + 1.1)))
+  for (out, err), process in zip(done, running, strict=True):
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1] == expected
+
+
+def test_one_process_sums_nothing():
+  array = np.array([[2**40 + 1, -3]])
+  np.testing.assert_array_equal(evaluate.sum_over_processes(array), array)

@@ -162,6 +162,31 @@ def test_logits_are_not_probabilities():
     assert np.abs(both[0] - both[1]).max() > 0.01
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+@pytest.mark.parametrize("window", [WINDOW, None])
+@pytest.mark.parametrize("limit", [0, 64])  # 64: rows so, columns otherwise.
+def test_long_axes_are_resized_without_matrices(
+    monkeypatch, flip, average, window, limit):
+  images = pictures(2, 45, 112)
+  how = protocol((0.75, 1.0, 1.5), 0, window, flip, average=average)
+  expected = probabilities(images, how)
+  monkeypatch.setattr(sliding_window, "_MATRIX_LIMIT", limit)
+  np.testing.assert_allclose(probabilities(images, how), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 20_000), (20_000, 3)])
+def test_extreme_sizes_are_scored(size):
+  """A matrix of 20,000 x 20,000 would not fit a laptop's memory."""
+  images = np.random.default_rng(0).integers(
+      0, 256, (1, *size, 3)).astype(np.uint8)
+  result = probabilities(images, protocol((1.0,)), window_batch=300)
+  assert result.shape == (1, *size, CLASSES)
+  np.testing.assert_allclose(result.sum(-1), 1, atol=1e-5)
+  assert_close(result[0], semseg_probabilities(
+      network, images[0], (1.0,), max(size), WINDOW, True))
+
+
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 @pytest.mark.parametrize("window", [WINDOW, None])
 def test_a_group_is_its_images_one_by_one(window, average):

@@ -106,3 +106,33 @@ def test_a_place_that_cannot_be_written_to_is_an_error(tmp_path):
   with pytest.raises(OSError):
     visualize.write_png(tmp_path / "no" / "such" / "folder.png",
                         np.zeros((3, 3, 3), np.uint8))
+
+
+def test_where_a_class_is_black_ignored_is_not():
+  palette = taxonomy.voc_palette(21)
+  colours = visualize.colorize(np.array([[0, 1, 255]], np.uint8), palette)
+  assert colours.tolist() == [[[0, 0, 0], [128, 0, 0], [224, 224, 192]]]
+
+
+def test_an_overlay_is_half_and_half_and_leaves_what_is_ignored():
+  rng = np.random.default_rng(0)
+  image, label, _ = row(rng, 20, 30)
+  mixed = visualize.overlay(image, label, PALETTE)
+  expected = (image.astype(float) + painted(label)) / 2
+  expected[label == 255] = image[label == 255]
+  assert mixed.dtype == np.uint8
+  assert np.abs(mixed - expected).max() <= 0.5
+
+
+def test_large_pictures_are_shrunk_on_the_sheet_of_masks():
+  rng = np.random.default_rng(0)
+  small, large = row(rng, 20, 30)[:2], row(rng, 300, 1200)[:2]
+  sheet = visualize.mask_sheet([small, large], CLASSES, max_width=100)
+  # Three columns of at most 100 and the gaps, a header and a legend.
+  assert sheet.shape[1] == 3 * (100 + 4)
+  place(sheet, small[0])
+  place(sheet, painted(small[1]))
+  place(sheet, painted(cv2.resize(large[1], (100, 25),
+                                  interpolation=cv2.INTER_NEAREST)))
+  tall = visualize.mask_sheet([row(rng, 1000, 10)[:2]], CLASSES, 100)
+  assert tall.shape[0] < 200 + 6 * 22  # Header, and a legend of 4 rows.

@@ -79,4 +79,4 @@ class Ade20k(PairsBuilder):
     if not missing:
       return ""
     more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-    return f"; missing: {', '.join(missing[:5])}{more}"
+    return f"missing {', '.join(missing[:5])}{more}"

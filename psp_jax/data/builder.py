@@ -103,7 +103,7 @@ class PairsBuilder(SegmentationBuilder):
     """The roots of the unpacked archives; DataError says how by hand."""
 
   def missing_names(self, split: str, found: list[pairs.Pair]) -> str:
-    """Which images of the real split are not there, in words."""
+    """What of the real split is not there, in words; "" for nothing."""
     return ""
 
   def list_splits(self, roots) -> tuple[dict[str, list[pairs.Pair]],
@@ -112,24 +112,26 @@ class PairsBuilder(SegmentationBuilder):
     problems = []
     found = self.find_pairs(roots, problems)
     if not problems:  # Which are more precise.
-      sizes = {split: len(listed) for split, listed in found.items()}
-      problems += [problem + self.missing_names(split, found.get(split, []))
-                   for split, problem in self._size_problems(sizes).items()]
+      problems = self._incomplete(
+          {split: len(listed) for split, listed in found.items()},
+          {split: self.missing_names(split, found.get(split, []))
+           for split in self.SPLIT_SIZES})
     return found, problems
 
   def size_problems(self, sizes: dict[str, int]) -> list[str]:
-    return list(self._size_problems(sizes).values())
+    return self._incomplete(sizes, {})
 
-  def _size_problems(self, sizes) -> dict[str, str]:
+  def _incomplete(self, sizes, missing) -> list[str]:
     if self.allow_partial:
-      return {}
-    return {
-        split: f"{self.name} {split}: {sizes.get(split, 0):,} of {size:,} "
-        "images; complete it, or set config.data.allow_partial "
-        "(--allow_partial) where a part will do"
+      return []
+    return [
+        f"{self.name} {split}: {sizes.get(split, 0):,} of {size:,} images"
+        f"{', ' if missing.get(split) else ''}{missing.get(split, '')}; "
+        "complete it, or set config.data.allow_partial (--allow_partial) "
+        "where a part will do"
         for split, size in self.SPLIT_SIZES.items()
-        if sizes.get(split, 0) != size
-        and (split in sizes or split not in self.OPTIONAL_SPLITS)}
+        if (split in sizes or split not in self.OPTIONAL_SPLITS)
+        and (sizes.get(split, 0) != size or missing.get(split))]
 
   def _split_generators(self, dl_manager):
     roots = ([self.manual_dir] if self.manual_dir

@@ -107,7 +107,7 @@ def _read(pair: pairs.Pair, label_map: np.ndarray) -> _Facts:
                             "it: save the image turned, without the tag"
                             if turned else ""))
   if pair.instances is not None:
-    _check_instances(pair, mask, facts.problems)
+    _check_instances(pair, mask, label_map, facts.problems)
   counts = np.bincount(mask.ravel(), minlength=256)
   bad = [int(v) for v in np.flatnonzero(counts) if label_map[v] < 0]
   if bad:
@@ -119,7 +119,7 @@ def _read(pair: pairs.Pair, label_map: np.ndarray) -> _Facts:
   return facts
 
 
-def _check_instances(pair, mask, problems) -> None:
+def _check_instances(pair, mask, label_map, problems) -> None:
   try:
     instances = decode.decode_instances(
         pair.instances_bytes(), str(pair.instances))
@@ -129,6 +129,13 @@ def _check_instances(pair, mask, problems) -> None:
   if instances.shape != mask.shape:
     problems.append(f"{pair.instances} is {_size(instances)} but {pair.mask} "
                     f"is {_size(mask)}")
+  values = np.unique(instances)  # A label, or label * 1000 + number.
+  stored = np.where(values < 1000, values, values // 1000)
+  bad = [int(v) for v, s in zip(values, stored)
+         if s > 255 or label_map[s] < 0]
+  if bad:
+    problems.append(f"{pair.instances}: values {_few(bad)} are instances of "
+                    "no label; unpack it again")
 
 
 def _size(array: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from psp_jax.data.cityscapes_labels import TAXONOMY
 from psp_jax.errors import DataError
 
 _CORRUPT = "troisdorf/troisdorf_000000_000073"
-_IMAGE = "_leftImg8bit"
+_IMAGE = "_leftImg8bit.png"
 
 # Scenes of each city, to say which one is incomplete.
 CITY_SIZES = {
@@ -55,16 +55,18 @@ class Cityscapes(PairsBuilder):
       folder = pairs.first_folder([root], f"leftImg8bit/{split}")
       if folder is None:
         continue
-      images = pairs.list_files(folder, (".png",))
-      wrong = [paths[0] for name, paths in images.items()
-               if not name.endswith(_IMAGE)]
-      problems += [f"{path}: is no *{_IMAGE}.png; remove it"
-                   for path in wrong]
+      paths = [path for same in pairs.list_files(folder).values()
+               for path in same]
+      frames = {path: path.relative_to(folder).as_posix().removesuffix(_IMAGE)
+                for path in paths if path.name.endswith(_IMAGE)}
+      problems += [f"{path}: is no *{_IMAGE}; remove it"
+                   for path in paths if path not in frames]
+      if not frames:
+        problems.append(f"{folder}: holds no *{_IMAGE}; unpack "
+                        "leftImg8bit's archive again, or remove the folder")
       found[split] = [
-          pair for name, paths in images.items()
-          if name.endswith(_IMAGE)
-          and (frame := name.removesuffix(_IMAGE)) != _CORRUPT
-          and (pair := _pair(root, split, frame, paths[0], problems))]
+          pair for path, frame in frames.items() if frame != _CORRUPT
+          and (pair := _pair(root, split, frame, path, problems))]
     if not found:
       raise DataError(f"{root}: holds no leftImg8bit/train, val or test; set "
                       "config.data.manual_dir to the folder where Cityscapes' "
@@ -80,7 +82,7 @@ class Cityscapes(PairsBuilder):
              for city, size in sizes.items()
              if split in CITY_SIZES
              and size != CITY_SIZES[split].get(city, 0)]
-    return f"; {', '.join(wrong)}" if wrong else ""
+    return ", ".join(wrong)
 
 
 def _pair(root, split, frame, image, problems) -> pairs.Pair | None:
