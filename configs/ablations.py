@@ -29,14 +29,13 @@ table3_resnet269 and table4_269.
 Weights: `model.pretrained` stays "", random weights; the published figures
 start from an ImageNet backbone of the row's depth with the deep stem.
 
-VOC 2012 and Cityscapes rows end with an error that lists the datasets until
-psp_jax/data/datasets.py has theirs. voc2012, voc2012_coco, cityscapes and
-cityscapes_coarse are the paper's test scores (labels are not public: submit
-the predictions), the others semseg's validation scores. Two rows are the
-second of two stages: voc2012_coco follows the same recipe on the dataset
-coco_voc (MS-COCO in VOC's classes), cityscapes_coarse one on fine and coarse
-labels together; they differ from voc2012 and cityscapes only in the weights
-that they start from: --config.model.pretrained=FOLDER, the first stage's run.
+voc2012, voc2012_coco, cityscapes and cityscapes_coarse are the paper's test
+scores (labels are not public: submit the predictions), the others semseg's
+validation scores. Two rows are the second of two stages: voc2012_coco follows configs/coco_voc.py (MS-COCO in VOC's
+classes), cityscapes_coarse follows configs/cityscapes.py:coarse (fine and
+coarse labels together); they differ from voc2012 and cityscapes only in the
+weights that they start from: --config.model.pretrained=FOLDER, the first
+stage's run. How to get the datasets: docs/datasets.md.
 """
 
 from psp_jax import default_config, published

@@ -9,7 +9,8 @@ for 100 epochs. Not reproduced here yet: it wants an accelerator.
         --config.data.manual_dir=ADEChallengeData2016 \
         --config.model.pretrained=resnet50s.safetensors
 
-`manual_dir` is the unpacked ADEChallengeData2016.zip (20,210 and 2,000 pairs).
+`manual_dir` is the unpacked ADEChallengeData2016.zip (20,210 and 2,000 pairs);
+without it the archive is downloaded.
 The published figures start from an ImageNet backbone with the deep stem, such
 as timm's resnet50s. With the original ResNet-50 (docs/camvid.md), add
 --config.model.stem=7x7 --config.model.stride_in=1x1. For the multi-scale
