@@ -65,7 +65,9 @@ def train(config, workdir: pathlib.Path) -> None:
   console.describe_run(
       config, model, sum(p.size for p in jax.tree.leaves(state.params)), mesh,
       f"{config.data.name}, {len(train_split):,} to train on, "
-      f"{len(eval_split):,} to score", workdir)
+      f"{len(eval_split):,} to score"
+      + (f", from {train_split.source}" if train_split.source else ""),
+      workdir)
   if resumed:
     console.say(f"resumed    from the checkpoint of step {first_step:,}")
   if first_step < config.num_train_steps:
@@ -185,10 +187,10 @@ def finish(evaluator, state, split, config, workdir, writer) -> None:
   evaluate.write_results(workdir, scores, split.taxonomy, evaluator.protocol,
                          count, step, kept, config.data.name,
                          config.eval.split, further)
-  writer.write_scalars(step, {
-      "eval/miou": scores.miou, "eval/mean_accuracy": scores.mean_accuracy,
-      "eval/pixel_accuracy": scores.pixel_accuracy})
   if split.labelled:
+    writer.write_scalars(step, {
+        "eval/miou": scores.miou, "eval/mean_accuracy": scores.mean_accuracy,
+        "eval/pixel_accuracy": scores.pixel_accuracy})
     console.say(console.score_table(scores, split.taxonomy.class_names))
   for kind, value in further.get("cityscapes", {}).items():
     if kind.startswith("average") and value is not None:

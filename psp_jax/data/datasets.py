@@ -49,15 +49,17 @@ class Split:
     taxonomy: of the class ids.
     labelled: whether there are masks; without, labels are 255 throughout.
     has_instances: whether every record has "instances".
+    source: the folder that it was prepared from; "" where there is none.
   """
 
   def __init__(self, records, taxonomy: Taxonomy, labelled: bool = True,
-               has_instances: bool = False):
+               has_instances: bool = False, source: str = ""):
     self._records = records
     self._label_map = taxonomy.label_map.astype("uint8")  # -1 cannot occur.
     self.taxonomy = taxonomy
     self.labelled = labelled
     self.has_instances = has_instances
+    self.source = source
 
   def __len__(self):
     return len(self._records)
@@ -203,7 +205,8 @@ def read_split(builder: SegmentationBuilder, split: str) -> Split:
   return Split(parts[0] if len(parts) == 1 else _Union(parts),
                builder.taxonomy,
                not set(names) & set(builder.unlabelled_splits),
-               set(names) <= set(builder.INSTANCE_SPLITS))
+               set(names) <= set(builder.INSTANCE_SPLITS),
+               (builder.info.metadata or {}).get("source", ""))
 
 
 def _home(data_dir: str) -> pathlib.Path:
