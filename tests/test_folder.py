@@ -232,7 +232,7 @@ def test_a_missing_split_folder_is_named_with_the_layout(tmp_path, missing):
 
 
 def test_without_a_folder_it_says_what_one_looks_like(tmp_path):
-  with pytest.raises(DataError, match="masks/val and classes.csv.*manual_dir"):
+  with pytest.raises(DataError, match="manual_dir.*masks/val and classes.csv"):
     datasets.taxonomy(config(tmp_path, ""))
 
 

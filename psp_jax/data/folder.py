@@ -18,7 +18,7 @@ import re
 import numpy as np
 
 from psp_jax.data import decode, pairs
-from psp_jax.data.builder import PairsBuilder, refuse_download
+from psp_jax.data.builder import PairsBuilder
 from psp_jax.data.taxonomy import IGNORE_LABEL, Taxonomy, voc_palette
 from psp_jax.errors import DataError
 
@@ -45,7 +45,8 @@ class Folder(PairsBuilder):
     return tuple(self.info.metadata.get("unlabelled", ()))
 
   def download(self, dl_manager):
-    refuse_download("A dataset of your own", _LAYOUT)
+    raise DataError("name your dataset's folder with "
+                    f"--config.data.manual_dir (--manual_dir): {_LAYOUT}")
 
   def find_pairs(self, roots, problems):
     [root] = map(pathlib.Path, roots)
