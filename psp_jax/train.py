@@ -17,7 +17,7 @@ from psp_jax import (
   submission,
   train_step,
 )
-from psp_jax.data import datasets, input_pipeline
+from psp_jax.data import augment, datasets, input_pipeline
 from psp_jax.errors import ConfigError, NonFiniteError
 from psp_jax.models import create_model
 
@@ -35,6 +35,7 @@ def train(config, workdir: pathlib.Path) -> None:
   sharding.check_batch(config.global_batch_size, mesh)
   sharding.check_crop(config.data.crop_size, mesh)
   losses.check_normalizer(config)
+  augment.check(config)
   model = create_model(config)
   taxonomy = datasets.taxonomy(config.data.name)
   check_classes(config, taxonomy)

@@ -30,7 +30,7 @@ def train_dataset(split, config, process_index: int | None = None,
 
   def augmented(record, rng):
     image, label = record["image"], record["label"]
-    drawn = augment.draw(rng, *label.shape, crop_size, config)
+    drawn = augment.draw_for(rng, label, crop_size, config)
     image, label = augment.apply(drawn, image, label, crop_size)
     return {"image": image, "label": label}
 
