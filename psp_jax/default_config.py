@@ -62,7 +62,9 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.manual_dir = ""  # A copy of the dataset on this machine.
   c.data.data_dir = ""  # Of the prepared files; "": ~/tensorflow_datasets.
   c.data.crop_size = 473
-  c.data.num_threads = 16
+  c.data.workers = "threads"  # Or "processes": no interpreter in common.
+  c.data.num_threads = 16  # Threads or processes, as `workers` says.
+  c.data.cache_gib = 0.0  # Of memory a host, for decoded training records.
   c.data.augment = ml_collections.ConfigDict()
   c.data.augment.scale = (0.5, 2.0)
   c.data.augment.rotate_degrees = 10.0

@@ -1,5 +1,6 @@
 """A training run, read top to bottom."""
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -36,6 +37,8 @@ def train(config, workdir: pathlib.Path) -> None:
   sharding.check_crop(config.data.crop_size, mesh)
   losses.check_normalizer(config)
   augment.check(config)
+  input_pipeline.check(config)
+  input_pipeline.check_shared_memory(config)
   model = create_model(config)
   taxonomy = datasets.taxonomy(config.data.name)
   check_classes(config, taxonomy)
@@ -78,7 +81,8 @@ def train(config, workdir: pathlib.Path) -> None:
 
   # ---- The steps, then the score.
   writer = create_writer(workdir)
-  batches = input_pipeline.train_batches(train_split, config, first_step)
+  reader = input_pipeline.train_batches(train_split, config, first_step)
+  batches = sharding.prefetch_to_mesh(reader, mesh)
 
   def validate(state):
     confusion, _ = evaluator.run(
@@ -86,16 +90,16 @@ def train(config, workdir: pathlib.Path) -> None:
     return evaluate.score(confusion, config)
 
   try:
-    state = run_steps(config, state, step_fn, batches, mesh, checkpoints,
-                      validate, writer)
+    with contextlib.closing(reader):  # Or its processes live on.
+      state = run_steps(config, state, step_fn, batches, checkpoints, validate,
+                        writer)
   finally:
     checkpoints.close()  # Waits for the save under way, whatever happened.
   finish(evaluator, state, eval_split, config, workdir, writer)
   writer.close()
 
 
-def run_steps(config, state, step_fn, batches, mesh, checkpoints, validate,
-              writer):
+def run_steps(config, state, step_fn, batches, checkpoints, validate, writer):
   """From `state.step` to the last: train, report, save, validate.
 
   Step s is checked while step s + 1 runs on the device.
@@ -105,8 +109,7 @@ def run_steps(config, state, step_fn, batches, mesh, checkpoints, validate,
       config.num_train_steps, config.global_batch_size)
   pending = None
   for step in range(first_step + 1, config.num_train_steps + 1):
-    batch = sharding.shard_batch(next(batches), mesh)
-    state, metrics = step_fn(state, batch)
+    state, metrics = step_fn(state, next(batches))
     if pending is not None:
       check_finite(*pending)
     pending = step, metrics
@@ -142,6 +145,7 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
     UserError: there is no such checkpoint, or it does not fit the config.
   """
   checkpoint.Checkpoints.existing(workdir).close()
+  input_pipeline.check(config)
   check_classes(config, datasets.taxonomy(config.data.name))
   evaluator = evaluate.Evaluator(create_model(config), config)
   split = datasets.open_split(config, config.eval.split)

@@ -13,8 +13,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 LAYERS = [
     {"errors", "default_config", "published"},
     {"models.layers", "models.pooling", "data.normalize", "data.taxonomy",
-     "data.scene_sprites", "data.photometric", "losses", "metrics",
-     "optimizers", "sharding", "visualize", "saved_config"},
+     "data.scene_sprites", "data.photometric", "data.cache", "losses",
+     "metrics", "optimizers", "sharding", "visualize", "saved_config"},
     {"models.resnet", "data.pairs", "data.scene_renderer", "data.augment",
      "data.cityscapes_labels", "submission"},
     {"models.pspnet", "data.builder", "pretrained.keras_resnet", "console",
