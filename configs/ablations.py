@@ -31,11 +31,12 @@ start from an ImageNet backbone of the row's depth with the deep stem.
 
 voc2012, voc2012_coco, cityscapes and cityscapes_coarse are the paper's test
 scores (labels are not public: submit the predictions), the others semseg's
-validation scores. Two rows are the second of two stages: voc2012_coco follows configs/coco_voc.py (MS-COCO in VOC's
-classes), cityscapes_coarse follows configs/cityscapes.py:coarse (fine and
-coarse labels together); they differ from voc2012 and cityscapes only in the
-weights that they start from: --config.model.pretrained=FOLDER, the first
-stage's run. How to get the datasets: docs/datasets.md.
+validation scores. Two rows are the second of two stages: voc2012_coco follows
+configs/coco_voc.py (MS-COCO in VOC's classes), cityscapes_coarse follows
+configs/cityscapes.py:coarse (fine and coarse labels together); they differ from
+voc2012 and cityscapes only in the weights that they start from:
+--config.model.pretrained=FOLDER, the first stage's run. How to get the
+datasets: docs/datasets.md.
 """
 
 from psp_jax import default_config, published

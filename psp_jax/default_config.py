@@ -64,13 +64,19 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.allow_partial = False  # True: a part of the dataset will do.
   c.data.reduce_zero_label = False  # Of "folder": stored 0 is unlabelled.
   c.data.crop_size = 473
-  c.data.num_threads = 16
+  c.data.workers = "threads"  # Or "processes": no interpreter in common.
+  c.data.num_threads = 16  # Threads or processes, as `workers` says.
+  c.data.cache_gib = 0.0  # Of memory a host, for decoded training records.
   c.data.augment = ml_collections.ConfigDict()
   c.data.augment.scale = (0.5, 2.0)
   c.data.augment.rotate_degrees = 10.0
   c.data.augment.rotate_probability = 0.5
   c.data.augment.blur_probability = 0.5
   c.data.augment.mirror_probability = 0.5
+  # mmsegmentation's: below 1, no class fills a larger share of a crop's valid
+  # pixels, where ten more positions allow it (it has 0.75).
+  c.data.augment.cat_max_ratio = 1.0
+  c.data.augment.photometric_distortion = False
 
   c.mesh = ml_collections.ConfigDict()
   c.mesh.data = -1  # -1: all devices that `space` leaves.

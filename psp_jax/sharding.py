@@ -1,5 +1,8 @@
 """The device mesh ("data", "space") and where arrays lie on it."""
 
+import collections
+from collections.abc import Iterable, Iterator
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -62,3 +65,34 @@ def shard_batch(batch, mesh: Mesh):
   sharding = batch_sharding(mesh)
   return {name: jax.make_array_from_process_local_data(sharding, array)
           for name, array in batch.items()}
+
+
+def prefetch_to_mesh(batches: Iterable, mesh: Mesh,
+                     ahead: int = 2) -> Iterator:
+  """`shard_batch` of every batch, its transfer begun `ahead` batches early.
+
+  Transfers run beside the step that the device is at. On it lie, as uint8,
+  `ahead` batches and the one in use.
+
+  Args:
+    batches: dicts of this process's arrays.
+    mesh: where they go.
+    ahead: 0 transfers a batch when it is asked for.
+
+  Yields:
+    The batches, in order. What `batches` raises comes after those before it.
+  """
+  batches = iter(batches)
+  waiting, error = collections.deque(), None
+  while True:
+    while error is None and len(waiting) <= ahead:
+      try:
+        waiting.append(shard_batch(next(batches), mesh))
+      except Exception as raised:  # Held back until it is its turn.
+        error = raised
+    if waiting:
+      yield waiting.popleft()
+    elif isinstance(error, StopIteration):
+      return
+    else:
+      raise error

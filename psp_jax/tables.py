@@ -37,8 +37,9 @@ _MOOT = {
     "data.augment.rotate_probability": ("data.augment.rotate_degrees",)}
 # Where and how a run was done, not what.
 _FREE = ("seed", "published", "log_every_steps", "data.manual_dir",
-         "data.data_dir", "data.num_threads", "model.dtype",
-         "model.pretrained", "mesh.", "validation.", "checkpoint.")
+         "data.data_dir", "data.workers", "data.num_threads", "data.cache_gib",
+         "model.dtype", "model.pretrained", "mesh.", "validation.",
+         "checkpoint.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """A training run, read top to bottom."""
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -18,7 +19,7 @@ from psp_jax import (
   submission,
   train_step,
 )
-from psp_jax.data import datasets, input_pipeline
+from psp_jax.data import augment, datasets, input_pipeline
 from psp_jax.errors import ConfigError, NonFiniteError
 from psp_jax.models import create_model
 
@@ -36,6 +37,9 @@ def train(config, workdir: pathlib.Path) -> None:
   sharding.check_batch(config.global_batch_size, mesh)
   sharding.check_crop(config.data.crop_size, mesh)
   losses.check_normalizer(config)
+  augment.check(config)
+  input_pipeline.check(config)
+  input_pipeline.check_shared_memory(config)
   settle_classes(config, datasets.taxonomy(config))
   model = create_model(config)
   evaluator = evaluate.Evaluator(model, config)
@@ -82,7 +86,8 @@ def train(config, workdir: pathlib.Path) -> None:
 
   # ---- The steps, then the score.
   writer = create_writer(workdir)
-  batches = input_pipeline.train_batches(train_split, config, first_step)
+  reader = input_pipeline.train_batches(train_split, config, first_step)
+  batches = sharding.prefetch_to_mesh(reader, mesh)
 
   def validate(state):
     confusion, _ = evaluator.run(
@@ -90,16 +95,16 @@ def train(config, workdir: pathlib.Path) -> None:
     return evaluate.score(confusion, config)
 
   try:
-    state = run_steps(config, state, step_fn, batches, mesh, checkpoints,
-                      validate, writer)
+    with contextlib.closing(reader):  # Or its processes live on.
+      state = run_steps(config, state, step_fn, batches, checkpoints, validate,
+                        writer)
   finally:
     checkpoints.close()  # Waits for the save under way, whatever happened.
   finish(evaluator, state, eval_split, config, workdir, writer)
   writer.close()
 
 
-def run_steps(config, state, step_fn, batches, mesh, checkpoints, validate,
-              writer):
+def run_steps(config, state, step_fn, batches, checkpoints, validate, writer):
   """From `state.step` to the last: train, report, save, validate.
 
   Step s is checked while step s + 1 runs on the device.
@@ -109,8 +114,7 @@ def run_steps(config, state, step_fn, batches, mesh, checkpoints, validate,
       config.num_train_steps, config.global_batch_size)
   pending = None
   for step in range(first_step + 1, config.num_train_steps + 1):
-    batch = sharding.shard_batch(next(batches), mesh)
-    state, metrics = step_fn(state, batch)
+    state, metrics = step_fn(state, next(batches))
     if pending is not None:
       check_finite(*pending)
     pending = step, metrics
@@ -146,6 +150,7 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
     UserError: there is no such checkpoint, or it does not fit the config.
   """
   checkpoint.Checkpoints.existing(workdir).close()
+  input_pipeline.check(config)
   settle_classes(config, datasets.taxonomy(config))
   evaluator = evaluate.Evaluator(create_model(config), config)
   split = datasets.open_split(config, config.eval.split)

@@ -13,8 +13,9 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 LAYERS = [
     {"errors", "default_config", "published", "progress"},
     {"models.layers", "models.pooling", "data.normalize", "data.taxonomy",
-     "data.scene_sprites", "losses", "metrics", "optimizers", "sharding",
-     "visualize", "saved_config", "data.decode", "data.downloads"},
+     "data.scene_sprites", "data.photometric", "data.cache", "data.decode",
+     "data.downloads", "losses", "metrics", "optimizers", "sharding",
+     "visualize", "saved_config"},
     {"models.resnet", "data.pairs", "data.scene_renderer", "data.augment",
      "data.cityscapes_labels", "submission"},
     {"models.pspnet", "data.check", "pretrained.keras_resnet", "console",

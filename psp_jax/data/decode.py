@@ -166,7 +166,7 @@ def _jpeg_is_whole(data: bytes) -> bool:
   at = 2
   while data[at:at + 1] == b"\xff" and data[at + 1:at + 2] != b"\xda":
     at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
-  return data.find(b"\xff\xd9", at) >= 0
+  return data.rfind(b"\xff\xd9") >= at  # From the end, where it mostly is.
 
 
 def has_colours(data: bytes) -> bool:

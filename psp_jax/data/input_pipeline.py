@@ -4,15 +4,78 @@ The batch of a step is a pure function of (seed, step): resuming at a step is
 indexing, and the step number is the whole state of the input.
 """
 
+import dataclasses
+import math
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import threading
+import time
+from typing import Any
+
 import cv2
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from psp_jax.data import augment
+from psp_jax.data.cache import CachedSplit
+from psp_jax.errors import ConfigError, UserError, check_choice
 
 # One thread a record scales better than OpenCV's own threads within one.
 cv2.setNumThreads(0)
+
+WORKERS = ("threads", "processes")
+# Batches that lie in shared memory for each worker process: the one it has just
+# made, one in its queue, and as many where this process takes them out.
+_SHARED_BATCHES = 4
+
+
+def check(config) -> None:
+  """Raises ConfigError where the reading part of config.data cannot work."""
+  c = config.data
+  check_choice("data.workers", c.workers, WORKERS)
+  if c.num_threads < 1:
+    raise ConfigError(f"config.data.num_threads={c.num_threads}: must be 1 or "
+                      "more")
+  if not 0 <= c.cache_gib < math.inf:
+    raise ConfigError(f"config.data.cache_gib={c.cache_gib}: must be 0, which "
+                      "is off, or a number of GiB")
+
+
+def check_shared_memory(config, folder: str = "/dev/shm") -> None:
+  """Raises ConfigError where `train_batches` may find `folder` too small.
+
+  Worker processes hand their batches over there, and a full one kills them.
+  """
+  c = config.data
+  if c.workers != "processes" or not pathlib.Path(folder).is_dir():
+    return
+  images = config.global_batch_size // jax.process_count()
+  needed = _SHARED_BATCHES * c.num_threads * images * c.crop_size**2 * 4
+  free = shutil.disk_usage(folder).free
+  if needed > free:
+    raise ConfigError(
+        f"config.data.workers='processes' with config.data.num_threads="
+        f"{c.num_threads} may need {needed / 2**30:.2f} GiB of {folder}, which "
+        f"has {free / 2**30:.2f}: give a container more (docker --shm-size), "
+        "or use fewer processes or workers='threads'")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Augment(grain.transforms.RandomMap):
+  """A record to its augmented crop; whatever else it holds stays behind."""
+  config: Any
+
+  def random_map(self, element, rng):
+    image, label = element["image"], element["label"]
+    crop_size = self.config.data.crop_size
+    drawn = augment.draw_for(rng, label, crop_size, self.config)
+    image, label = augment.apply(drawn, image, label, crop_size)
+    return {"image": image, "label": label}
 
 
 def train_dataset(split, config, process_index: int | None = None,
@@ -26,32 +89,88 @@ def train_dataset(split, config, process_index: int | None = None,
   """
   if process_index is None:
     process_index, process_count = jax.process_index(), jax.process_count()
-  crop_size = config.data.crop_size
-
-  def augmented(record, rng):
-    image, label = record["image"], record["label"]
-    drawn = augment.draw(rng, *label.shape, crop_size, config)
-    image, label = augment.apply(drawn, image, label, crop_size)
-    return {"image": image, "label": label}
-
   return (
       grain.MapDataset.source(split)
       .seed(config.seed)
       .shuffle()
       .repeat()
-      .random_map(augmented)
+      .random_map(_Augment(config))
       # Without a remainder to keep, Grain counts in integers: a batch of one
       # overflows its float.
       .batch(config.global_batch_size // process_count, drop_remainder=True)
       [process_index::process_count])
 
 
-def train_batches(split, config, start_step: int):
-  """Iterates over `train_dataset` from `start_step`, read ahead by threads."""
-  threads = config.data.num_threads
-  dataset = train_dataset(split, config)[start_step:]
-  return iter(dataset.to_iter_dataset(grain.ReadOptions(
-      num_threads=threads, prefetch_buffer_size=max(2, threads))))
+def train_batches(split, config, start_step: int,
+                  process_index: int | None = None,
+                  process_count: int | None = None):
+  """Iterates over `train_dataset` from `start_step`, read ahead by workers.
+
+  `config.data.num_threads` threads, or as many processes, make whole batches;
+  which of the two, and how many, changes no batch. Of `config.data.cache_gib`
+  every process takes its part, for each keeps records of its own.
+
+  Returns:
+    An iterator to be closed: `close()` ends its workers. What a worker raises
+    is raised where its batch would have come.
+  """
+  c = config.data
+  processes = c.workers == "processes"
+  if c.cache_gib:
+    split = CachedSplit(
+        split, c.cache_gib / (c.num_threads if processes else 1))
+  dataset = train_dataset(split, config, process_index, process_count)
+  dataset = dataset[start_step:]
+  if not processes:
+    return iter(dataset.to_iter_dataset(_read_options(c.num_threads)))
+  if not flags.FLAGS.is_parsed():  # In a notebook; Grain looks at its own.
+    flags.FLAGS.mark_as_parsed()
+  # A worker makes its batches itself: threads of its own would only add to
+  # the number that is configured.
+  dataset = dataset.to_iter_dataset(_read_options(0)).mp_prefetch(
+      grain.MultiprocessingOptions(c.num_threads, per_worker_buffer_size=1),
+      _start_worker)
+  # Copied in a thread of its own: the main one never holds shared memory, so
+  # that Ctrl-C cannot meet it in the middle of giving some back.
+  return _from_processes(grain.experimental.ThreadPrefetchIterDataset(
+      dataset.map(_copy), prefetch_buffer_size=1))
+
+
+def _copy(batch):
+  """In this process's own memory; shared memory is freed at once."""
+  return {name: np.array(array) for name, array in batch.items()}
+
+
+def _from_processes(dataset):
+  iterator = iter(dataset)
+  try:
+    yield from iterator
+  except UserError as error:
+    # Its traceback would hold the batch before it, in shared memory.
+    raise error.with_traceback(None) from None
+  finally:
+    iterator.close()
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+  return grain.ReadOptions(
+      num_threads=threads,
+      prefetch_buffer_size=max(2, threads) if threads else 0)
+
+
+def _start_worker(index: int, count: int) -> None:
+  """First thing in a worker process: it ends with the one that started it."""
+  del index, count
+  # Ctrl-C reaches the whole group; the main process closes its workers.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  # Killed, that one cannot: workers would wait for it in vain, for ever.
+  threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+  multiprocessing.parent_process().join()
+  time.sleep(1)  # Shared memory that is just being made would stay.
+  os._exit(1)
 
 
 def subset_indices(size: int, limit: int | None) -> np.ndarray:
@@ -62,7 +181,11 @@ def subset_indices(size: int, limit: int | None) -> np.ndarray:
 
 
 def evaluation_records(split, indices, config):
-  """Iterates over decoded records in the given order, read ahead."""
+  """Iterates over decoded records in the given order, read ahead.
+
+  By threads, whatever `config.data.workers` says: the device is the slower
+  part, and workers to start for every validation are not.
+  """
   threads = config.data.num_threads
   dataset = grain.MapDataset.source(list(map(int, indices))).map(
       split.__getitem__)
