@@ -1,4 +1,4 @@
-"""semseg's augmentation as one affine resample (tool/train.py there).
+"""semseg's augmentation as one resample (tool/train.py there).
 
 Scale, rotate, blur, mirror, pad and crop in that order, on uint8. The chain of
 cv2 passes resamples the image twice and touches every pixel of the scaled
