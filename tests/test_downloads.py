@@ -135,9 +135,10 @@ def test_archives_are_those_that_others_checked():
       "md5:6cd6e144f989b92b3379bac3b3de84fd",
       "md5:82b4d87ceb2ed10f6038a1cba92111cb"]
   registered = {}
-  for path in pathlib.Path(tfds.__file__).parent.rglob("checksums.tsv"):
+  top = pathlib.Path(tfds.__file__).parent
+  for path in (*top.rglob("checksums.tsv"), *top.glob("url_checksums/*.txt")):
     for line in path.read_text().splitlines():
-      fields = line.split("\t")
+      fields = line.split()
       if len(fields) > 2:
         registered[fields[0]] = fields[2]
   for archive in coco_voc.ARCHIVES:

@@ -262,7 +262,7 @@ def command(tiny_config, tmp_path):
   """The command line of a tiny run with two worker processes."""
   flat = {
       "data.manual_dir": tiny_config.data.manual_dir,
-      "data.data_dir": tiny_config.data.data_dir,
+      "data.data_dir": tiny_config.data.data_dir, "data.allow_partial": True,
       "data.crop_size": 33, "data.num_threads": 2, "global_batch_size": 4,
       "data.workers": "processes", "model.depth": 10,
       "model.width_multiplier": 0.0625, "checkpoint.every_steps": 1000,
