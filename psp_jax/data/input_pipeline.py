@@ -42,7 +42,7 @@ def _keep_freed_memory() -> None:
     return  # Another C library.
   trim_threshold, mmap_threshold = -1, -3  # malloc.h's M_...
   mallopt(mmap_threshold, 32 << 20)
-  mallopt(trim_threshold, 512 << 20)
+  mallopt(trim_threshold, 64 << 20)
 
 
 _keep_freed_memory()
