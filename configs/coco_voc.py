@@ -11,7 +11,7 @@ masks are made as psp_jax/data/coco_voc.py says.
         --config.data.manual_dir=VOC --config.model.pretrained=runs/coco_voc
 
 `coco` holds train2017, val2017 and annotations (or 2014's); without the flag
-20 GB are downloaded. Needs pip install 'psp_jax[coco]'.
+20 GB are downloaded. Needs pip install -e '.[coco]'.
 
 Cost: 120,000 steps of 16 crops of 473x473, ResNet-101: by semseg's figures for
 VOC some 18 hours on 8 GPUs of 2019. Not run here yet.

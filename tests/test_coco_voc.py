@@ -468,7 +468,7 @@ def test_without_pycocotools_it_says_once_how_to_get_it(
   monkeypatch.delitem(sys.modules, "pycocotools.mask", raising=False)
   text = complaint(good, tmp_path)
   assert text == ("coco_voc needs pycocotools, which draws COCO's shapes: pip "
-                  "install 'psp_jax[coco]'")
+                  "install -e '.[coco]'")
 
 
 def test_what_is_prepared_is_read_without_pycocotools(

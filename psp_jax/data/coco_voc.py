@@ -208,5 +208,5 @@ def _pycocotools():
     from pycocotools import mask
   except ImportError:
     raise DataError("coco_voc needs pycocotools, which draws COCO's shapes: "
-                    "pip install 'psp_jax[coco]'") from None
+                    "pip install -e '.[coco]'") from None
   return mask
