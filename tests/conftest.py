@@ -4,6 +4,7 @@ CPU compilations are most of the suite's time; subprocesses read the same
 cache through the environment.
 """
 
+import contextlib
 import os
 import pathlib
 
@@ -95,3 +96,25 @@ def tiny_config(camvid_folder, data_dir):
   c.checkpoint.every_steps = 2
   c.log_every_steps = 1
   return c
+
+
+@pytest.fixture
+def as_nobody(tmp_path, tmp_path_factory):
+  """A context in which root, who may read everything, is someone else."""
+  top = tmp_path_factory.getbasetemp().parent  # pytest's own are closed.
+  for folder in (tmp_path, *tmp_path.parents):
+    if folder.is_relative_to(top):
+      folder.chmod(folder.stat().st_mode | 0o111)
+
+  @contextlib.contextmanager
+  def context():
+    root = os.geteuid() == 0
+    if root:
+      os.seteuid(65534)
+    try:
+      yield
+    finally:
+      if root:
+        os.seteuid(0)
+
+  return context

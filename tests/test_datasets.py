@@ -271,6 +271,22 @@ def test_a_manual_dir_that_is_not_there_is_named(tmp_path):
   assert str(tmp_path / "nowhere") in str(error.value)
 
 
+@pytest.mark.parametrize("name, closed", [
+    ("camvid", "."), ("camvid", "trainannot"), ("folder", "."),
+    ("folder", "images/train")])
+def test_a_folder_that_may_not_be_read_is_named(
+    tmp_path, name, closed, as_nobody):
+  root = tmp_path / "data"
+  make_camvid(root)
+  (root / "images" / "train").mkdir(parents=True)
+  (root / closed).chmod(0)
+  with as_nobody(), pytest.raises(DataError, match="may not be read.*Permiss"
+                                  ) as error:
+    datasets.prepare(config(tmp_path, name, root))
+  (root / closed).chmod(0o755)
+  assert str(root / closed) in str(error.value)
+
+
 @pytest.fixture
 def manual_of_tfds(tmp_path):
   """TFDS looks here where it is told of no folder. We are to tell the user."""

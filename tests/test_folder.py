@@ -314,3 +314,17 @@ def test_everything_that_is_wrong_is_in_one_message(tmp_path):
                 "images/two words: a split's name"):
     assert words in str(error.value), words
   assert not list((tmp_path / "prepared").rglob("dataset_info.json"))
+
+
+def test_what_lies_beside_the_dataset_may_change(tmp_path, capsys):
+  """Runs, and the prepared files themselves, in the folder of the photos."""
+  root = make(tmp_path / "mine")
+  c = config(root, root)
+  datasets.prepare(c)
+  write(root / "runs/one/eval.json", "{}")
+  write(root / "notes.txt", "of a walk")
+  datasets.prepare(c)
+  assert capsys.readouterr().out.count("preparing folder") == 1
+  write(root / "images/train/new.jpg", jpeg())
+  write(root / "masks/train/new.png", png(ids()))
+  assert "new" in labels(c)

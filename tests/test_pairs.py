@@ -134,27 +134,12 @@ def test_a_name_that_is_not_utf_8_is_named(folders):
   problems[0].encode()  # Can be printed.
 
 
-@pytest.fixture
-def as_nobody():
-  """Root may read everything: be someone else for a while."""
-  if os.geteuid() != 0:
-    yield
-    return
-  os.seteuid(65534)
-  yield
-  os.seteuid(0)
-
-
 @pytest.mark.parametrize("closed", ["images", "images/sub", "masks"])
-def test_a_folder_that_may_not_be_read_is_named(tmp_path, closed, request):
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, closed, as_nobody):
   for name in ("a.jpg", "sub/b.jpg"):
     add(tmp_path, name)
-  for parent in [tmp_path, *tmp_path.parents]:
-    if parent.owner() == "root" and not parent.stat().st_mode & 1:
-      parent.chmod(parent.stat().st_mode | 0o111)  # pytest's own are closed.
   (tmp_path / closed).chmod(0)
-  request.getfixturevalue("as_nobody")
-  with pytest.raises(DataError, match="Permission denied") as error:
+  with as_nobody(), pytest.raises(DataError, match="Permission den") as error:
     found(tmp_path)
   assert str(tmp_path / closed) in str(error.value)
 

@@ -75,6 +75,8 @@ class PairsBuilder(SegmentationBuilder):
     SPLIT_SIZES: images of the real dataset, by split.
     OPTIONAL_SPLITS: those that may be absent altogether.
     HAND_MADE: whether people edit the files, so that their times count.
+    PARTS: of the dataset's folder that are the dataset; what lies beside them
+      (runs, notes) may change.
     manual_dir: the user's copy of the dataset, set before preparing. Not
       TFDS's own, which is a default folder where the user named none.
     allow_partial: whether a part of the dataset will do.
@@ -82,6 +84,7 @@ class PairsBuilder(SegmentationBuilder):
   SPLIT_SIZES: dict[str, int] = {}
   OPTIONAL_SPLITS: tuple[str, ...] = ()
   HAND_MADE = False
+  PARTS: tuple[str, ...] = (".",)
   manual_dir: pathlib.Path | None = None
   allow_partial = False
 

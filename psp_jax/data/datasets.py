@@ -133,7 +133,7 @@ def find_builder(config) -> SegmentationBuilder:
     manual_dir = pathlib.Path(c.manual_dir).expanduser().absolute()
     if not manual_dir.is_dir():
       raise DataError(f"config.data.manual_dir={c.manual_dir}: no such folder")
-    where = home / _fingerprint(manual_dir, builder_class.HAND_MADE)
+    where = home / _fingerprint(manual_dir, builder_class)
   else:
     where = _only_prepared(home, builder_class)
   builder = builder_class(data_dir=str(where), file_format="array_record")
@@ -257,28 +257,40 @@ def _alone(builder):
     yield
 
 
-def _fingerprint(folder_: pathlib.Path, with_times: bool) -> str:
-  """Of what lies below the folder: another copy is another dataset.
+def _fingerprint(folder_: pathlib.Path, builder_class) -> str:
+  """Of the dataset's files below the folder: another copy is another dataset.
 
-  Names and sizes; `with_times` also when files were changed last, for masks
-  that are painted over may keep their size.
+  Names and sizes; of those made by hand also when they were changed last, for
+  a mask that is painted over may keep its size.
   """
+  digest = hashlib.sha256()
+  for path in _files(folder_, builder_class.PARTS):
+    try:
+      status = path.stat()
+    except OSError as error:
+      raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    time = status.st_mtime_ns if builder_class.HAND_MADE else ""
+    digest.update(os.fsencode(
+        f"{path.relative_to(folder_)} {status.st_size}{time}\n"))
+  return digest.hexdigest()[:12]
+
+
+def _files(folder_: pathlib.Path, parts):
+  """All files of the parts that are there, in an order of their own."""
   def refuse(error):
     raise DataError(f"{error.filename}: may not be read ({error.strerror})"
                     ) from error
 
-  digest = hashlib.sha256()
-  for parent, folders, files in os.walk(
-      folder_, onerror=refuse, followlinks=True):
-    folders.sort()
-    for name in sorted(files):
-      path = pathlib.Path(parent, name)
-      try:
-        status = path.stat()
-      except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})"
-                        ) from error
-      time = status.st_mtime_ns if with_times else ""
-      digest.update(os.fsencode(
-          f"{path.relative_to(folder_)} {status.st_size}{time}\n"))
-  return digest.hexdigest()[:12]
+  for path in (folder_ / part for part in parts):
+    try:
+      if path.is_file():
+        yield path
+        continue
+      if not path.is_dir():
+        continue
+    except OSError as error:
+      refuse(error)
+    for parent, folders, names in os.walk(
+        path, onerror=refuse, followlinks=True):
+      folders.sort()
+      yield from (pathlib.Path(parent, name) for name in sorted(names))

@@ -30,6 +30,7 @@ _LAYOUT = ("a dataset of one's own has images/train, images/val, masks/train, "
 class Folder(PairsBuilder):
   """Photographs and masks of the user's."""
   HAND_MADE = True
+  PARTS = ("images", "masks", "classes.csv")
   reduce_zero_label = False
 
   @property
