@@ -1,5 +1,6 @@
 """Threads or processes: the same batches, and nothing left behind."""
 
+import contextlib
 import gc
 import itertools
 import multiprocessing
@@ -320,12 +321,18 @@ def test_ctrl_c_ends_all_of_it(command, tmp_path):
     run = subprocess.Popen(
         [sys.executable, "-m", "psp_jax.main", *command,
          "--config.num_train_steps=100000"], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+        stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
+        # What a shell starts in the background ignores it, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for line in run.stdout:
       if line.startswith("step") and " 3/" in line:
         break
-    os.killpg(run.pid, signal.SIGINT)  # As a terminal does.
-    run.communicate(timeout=60)
+    try:
+      os.killpg(run.pid, signal.SIGINT)  # As a terminal does.
+      run.communicate(timeout=60)
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.killpg(run.pid, signal.SIGKILL)  # Or a failure would run on.
     stderr.seek(0)
     said = stderr.read()
   assert run.returncode == -signal.SIGINT and "KeyboardInterrupt" in said
