@@ -316,14 +316,20 @@ def test_what_a_worker_finds_is_one_line_and_exit_2(command, tmp_path):
   assert clean(done.stderr) and "Traceback" not in done.stderr
 
 
+# What a shell starts in the background ignores Ctrl-C, and so would its run.
+HEARING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 def test_ctrl_c_ends_all_of_it(command, tmp_path):
   with open(tmp_path / "stderr", "w+") as stderr:
     run = subprocess.Popen(
-        [sys.executable, "-m", "psp_jax.main", *command,
+        [sys.executable, "-c", HEARING, "-m", "psp_jax.main", *command,
          "--config.num_train_steps=100000"], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=stderr, start_new_session=True,
-        # What a shell starts in the background ignores it, and so would this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
     for line in run.stdout:
       if line.startswith("step") and " 3/" in line:
         break
