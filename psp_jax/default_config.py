@@ -38,6 +38,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.aux_channels = config_dict.placeholder(int)  # None: a quarter.
   c.model.aux_loss_weight = 0.4
   c.model.dropout = 0.1
+  c.model.layout = "auto"  # "packed" on TPUs, "plain" elsewhere: one function.
+  c.model.remat = False  # True: compute blocks again, for larger batches.
   c.model.dtype = "auto"  # bfloat16 on TPU and GPU, float32 on CPU.
   c.model.pretrained = ""  # A backbone's file, or the folder of a run.
 

@@ -1,10 +1,24 @@
-"""The training loss (paper section 3.3; semseg model/pspnet.py)."""
+"""The training loss (paper section 3.3; semseg model/pspnet.py).
+
+Logits come at the feature map's resolution and are compared with the labels
+at the labels' own: bilinear upsampling is part of the loss here, some rows at
+a time, with the gradient taken on the way. Logits at full resolution, the
+largest array of a textbook step (at crop 473 as many numbers as 70 feature
+maps of layer1), are never in memory.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from psp_jax.errors import ConfigError, check_choice
+from psp_jax.models.convolution import along_both_axes
+from psp_jax.models.pooling import interpolation_matrix
+
+# Rows of labels that are in memory as logits, at most.
+ROWS_AT_ONCE = 64
 
 
 def check_normalizer(config) -> None:
@@ -22,7 +36,8 @@ def check_normalizer(config) -> None:
 
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, ignore_label: int,
-    normalizer: str = "global", num_replicas: int = 1) -> jax.Array:
+    normalizer: str = "global", num_replicas: int = 1,
+    align_corners: bool = True, rows_at_once: int = ROWS_AT_ONCE):
   """Cross-entropy over the pixels that are not `ignore_label`, averaged.
 
   What a sum over valid pixels is divided by differs between codebases:
@@ -38,36 +53,124 @@ def cross_entropy(
   group, contributes 0 to loss and gradient; PyTorch's mean is NaN there.
 
   Args:
-    logits: (N, H, W, C) float32.
+    logits: (N, h, w, C), upsampled here to the labels' size.
     labels: (N, H, W) integers below C, or `ignore_label`.
     ignore_label: the value left out.
     normalizer: one of the above.
     num_replicas: for "per_replica"; divides N.
+    align_corners: of the upsampling.
+    rows_at_once: of the labels, at most; 0 for all, which a mesh that splits
+      rows wants.
 
   Returns:
-    A scalar.
+    The loss and the share of valid pixels whose largest logit is the label's.
   """
   valid = labels != ignore_label
-  safe = jnp.where(valid, labels, 0).astype(jnp.int32)
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, safe)
-  losses = jnp.where(valid, losses, 0.0)
+  count = valid.sum((1, 2))
+  weights = _image_weights(count, labels.shape, normalizer, num_replicas)
+  with jax.named_scope("loss"):
+    loss, correct = _weighted_sum(
+        logits, labels, weights, ignore_label, align_corners, rows_at_once)
+  return loss, correct / jnp.maximum(count.sum(), 1)
+
+
+def _image_weights(count, shape, normalizer, num_replicas):
+  """(N,) what a valid pixel of each image counts in the mean."""
   if normalizer == "all_pixels":
-    return jnp.mean(losses)
-  # Images first: a sum over pixels stays on the devices that hold them.
+    return jnp.full(shape[:1], 1 / np.prod(shape))
   groups = num_replicas if normalizer == "per_replica" else 1
-  total = losses.sum((1, 2)).reshape(groups, -1).sum(1)
-  count = valid.sum((1, 2)).reshape(groups, -1).sum(1)
-  return jnp.mean(total / jnp.maximum(count, 1))
+  total = jnp.maximum(count.reshape(groups, -1).sum(1), 1)
+  return jnp.repeat(1 / (groups * total), shape[0] // groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _weighted_sum(logits, labels, weights, ignore_label, align_corners,
+                  rows_at_once):
+  """(sum of weight * cross-entropy, number of correct pixels)."""
+  return _by_rows(logits, labels, weights, ignore_label, align_corners,
+                  rows_at_once, with_gradient=False)[:2]
+
+
+def _weighted_sum_fwd(logits, labels, weights, *options):
+  # The loss is linear in what comes after it, so that its gradient is known
+  # up to a factor as soon as the logits are: they need not be kept, nor
+  # computed anew.
+  loss, correct, gradient = _by_rows(
+      logits, labels, weights, *options, with_gradient=True)
+  return (loss, correct), gradient
+
+
+def _weighted_sum_bwd(ignore_label, align_corners, rows_at_once, gradient,
+                      cotangents):
+  factor = cotangents[0].astype(gradient.dtype)
+  return gradient * factor, None, None
+
+
+_weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
+
+
+def _by_rows(logits, labels, weights, ignore_label, align_corners,
+             rows_at_once, with_gradient):
+  """(loss, correct, gradient by logits), some rows of labels at a time."""
+  wide = jnp.promote_types(logits.dtype, jnp.float32)
+  n, h, w, _ = logits.shape
+  height, width = labels.shape[1:]
+  chunks = -(-height // (rows_at_once or height))
+  at_once = -(-height // chunks)
+  filler = chunks * at_once - height
+  # Filler rows are all ignored, so that what they hold does not matter.
+  labels = jnp.pad(labels, ((0, 0), (0, filler), (0, 0)),
+                   constant_values=ignore_label)
+  labels = labels.reshape(n, chunks, at_once, width).swapaxes(0, 1)
+  rows = np.pad(interpolation_matrix(h, height, align_corners),
+                ((0, filler), (0, 0))).astype(wide)
+  columns = interpolation_matrix(w, width, align_corners).astype(wide)
+  rows = rows.reshape(chunks, at_once, h)
+  wide_logits = logits.astype(wide)
+
+  def chunk(sums, item):
+    rows, labels = item
+    loss, correct, gradient = sums
+    with jax.named_scope("upsampling"):
+      z = along_both_axes(wide_logits, rows, columns)
+    truth = jax.nn.one_hot(labels, z.shape[-1], dtype=bool)
+    valid = labels != ignore_label
+    largest = z.max(-1)
+    exponentials = jnp.exp(z - largest[..., None])
+    total = exponentials.sum(-1)
+    own = jnp.where(truth, z, 0).sum(-1)
+    weight = jnp.where(valid, weights[:, None, None], 0).astype(wide)
+    loss += ((jnp.log(total) + largest - own) * weight).sum()
+    correct += (valid & (own >= largest)).sum()
+    if with_gradient:
+      dz = exponentials * (weight / total)[..., None] - jnp.where(
+          truth, weight[..., None], 0)
+      with jax.named_scope("upsampling"):
+        gradient += along_both_axes(dz, rows.T, columns.T)
+    return (loss, correct, gradient), None
+
+  sums = (jnp.zeros((), wide), jnp.zeros((), jnp.int32),
+          jnp.zeros_like(wide_logits))
+  if chunks == 1:
+    sums, _ = chunk(sums, (rows[0], labels[0]))
+  else:
+    sums, _ = jax.lax.scan(chunk, sums, (rows, labels))
+  loss, correct, gradient = sums
+  return loss, correct, gradient.astype(logits.dtype)
 
 
 def segmentation_loss(
     logits: jax.Array, aux_logits: jax.Array | None, labels: jax.Array,
-    aux_loss_weight: float, ignore_label: int, normalizer: str = "global",
-    num_replicas: int = 1):
-  """main + aux_loss_weight * auxiliary, and both parts by name."""
-  how = labels, ignore_label, normalizer, num_replicas
-  main = cross_entropy(logits, *how)
+    aux_loss_weight: float, ignore_label: int, **options):
+  """main + aux_loss_weight * auxiliary; `options` are `cross_entropy`'s.
+
+  Returns:
+    The loss and {"main_loss", "aux_loss", "pixel_accuracy"}, without the
+    second where there are no auxiliary logits.
+  """
+  main, accuracy = cross_entropy(logits, labels, ignore_label, **options)
+  parts = {"main_loss": main, "pixel_accuracy": accuracy}
   if aux_logits is None:
-    return main, {"main_loss": main}
-  aux = cross_entropy(aux_logits, *how)
-  return main + aux_loss_weight * aux, {"main_loss": main, "aux_loss": aux}
+    return main, parts
+  aux, _ = cross_entropy(aux_logits, labels, ignore_label, **options)
+  return main + aux_loss_weight * aux, parts | {"aux_loss": aux}

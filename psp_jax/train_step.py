@@ -1,5 +1,6 @@
 """The state of training and the pure step that advances it."""
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from psp_jax import losses, optimizers
+from psp_jax import losses, optimizers, sharding
 from psp_jax.data.normalize import normalize
 from psp_jax.data.taxonomy import IGNORE_LABEL
 
@@ -29,7 +30,7 @@ def create_train_state(model, config, variables=None) -> TrainState:
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=variables["params"],
       batch_stats=variables["batch_stats"],
-      opt_state=optimizer.init(variables["params"]))
+      opt_state=jax.jit(optimizer.init)(variables["params"]))
 
 
 def initialize(model, config):
@@ -58,21 +59,36 @@ def train_step(state: TrainState, batch, *, model, config):
         train=True, mutable=["batch_stats"], rngs={"dropout": key})
     loss, parts = losses.segmentation_loss(
         logits, aux_logits, labels, config.model.aux_loss_weight,
-        IGNORE_LABEL, config.loss.normalizer, config.loss.num_replicas)
-    return loss, (updates["batch_stats"], parts, logits)
+        IGNORE_LABEL, normalizer=config.loss.normalizer,
+        num_replicas=config.loss.num_replicas,
+        align_corners=config.model.align_corners,
+        # Rows that lie on several devices are not taken in turn.
+        rows_at_once=0 if config.mesh.space != 1 else losses.ROWS_AT_ONCE)
+    return loss, (updates["batch_stats"], parts)
 
-  (loss, (batch_stats, parts, logits)), grads = jax.value_and_grad(
+  (loss, (batch_stats, parts)), grads = jax.value_and_grad(
       loss_fn, has_aux=True)(state.params)
   updates, opt_state = optimizers.create_optimizer(config).update(
       grads, state.opt_state, state.params)
 
-  valid = labels != IGNORE_LABEL
-  correct = valid & (jnp.argmax(logits, -1) == labels)
   metrics = dict(
       parts, loss=loss, grad_norm=optax.tree.norm(grads),
-      learning_rate=optimizers.poly_schedule(config)(state.step),
-      pixel_accuracy=correct.sum() / jnp.maximum(valid.sum(), 1))
+      learning_rate=optimizers.poly_schedule(config)(state.step))
   next_state = TrainState(
       step=state.step + 1, params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats, opt_state=opt_state)
   return next_state, metrics
+
+
+def compiled_step(model, config, mesh):
+  """`train_step` under jit on `mesh`: (state, batch) -> (state, metrics).
+
+  State and metrics lie on every device, batches as `sharding.batch_sharding`
+  says; the state that goes in is used up. Training runs it, and
+  `compile_tpu` compiles it for chips that are not there.
+  """
+  replicated = sharding.replicated(mesh)
+  return jax.jit(
+      functools.partial(train_step, model=model, config=config),
+      in_shardings=(replicated, sharding.batch_sharding(mesh)),
+      out_shardings=replicated, donate_argnums=0)

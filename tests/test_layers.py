@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from psp_jax.models import layers
+from psp_jax.models import convolution, layers
 
 CASES = [
     # size, stride, dilation, height, width
@@ -58,7 +58,7 @@ def draw(case, seed=0):
 def test_conv2d_equals_the_loop(case):
   x, kernel = draw(case)
   _, stride, dilation, h, w = case
-  out = layers.conv2d(x, kernel, stride, dilation)
+  out = convolution.conv2d(x, kernel, stride, dilation)
   assert out.shape == (2, -(-h // stride), -(-w // stride), 4)
   np.testing.assert_allclose(
       out, conv_loop(x, kernel, stride, dilation), atol=2e-5)
@@ -77,7 +77,7 @@ def test_conv2d_gradients_equal_autodiff_and_finite_differences(case):
         lambda x, k: jnp.sum(conv(x, k, stride, dilation) * dy),
         argnums=(0, 1))(x, kernel)
 
-  dx, dkernel = gradients(layers.conv2d)
+  dx, dkernel = gradients(convolution.conv2d)
   plain_dx, plain_dkernel = gradients(lax_conv)
   np.testing.assert_allclose(dx, plain_dx, atol=5e-5)
   np.testing.assert_allclose(dkernel, plain_dkernel, atol=2e-4)
@@ -108,7 +108,8 @@ def test_max_pool_pads_with_minus_infinity(size, offset):
     for c in range(expected.shape[2]):
       window = x[:, max(0, 2 * r - 1):2 * r + 2, max(0, 2 * c - 1):2 * c + 2]
       expected[:, r, c] = window.max((1, 2))
-  np.testing.assert_array_equal(layers.max_pool_3x3(jnp.array(x)), expected)
+  np.testing.assert_array_equal(
+      convolution.max_pool_3x3(jnp.array(x)), expected)
 
 
 def batch_norm_state(rng, features, near=0.0):

@@ -61,7 +61,7 @@ def test_bins_overlap_where_the_size_does_not_divide():
 def test_adaptive_pool_equals_the_loop(kind, size, bins):
   rng = np.random.default_rng(0)
   x = (rng.normal(size=(2, *size, 3)) - 2).astype(np.float32)
-  out = pooling.adaptive_pool(x, bins, kind)
+  out = pooling.adaptive_pools(x, [bins], kind)[0]
   expected = pool_loop(x, bins, np.mean if kind == "average" else np.max)
   np.testing.assert_allclose(out, expected, atol=2e-6)
 
@@ -69,7 +69,7 @@ def test_adaptive_pool_equals_the_loop(kind, size, bins):
 def test_averages_of_bfloat16_maps_are_summed_in_float32():
   rng = np.random.default_rng(0)
   x = jnp.array(1 + 0.1 * rng.normal(size=(1, 60, 60, 4)), jnp.bfloat16)
-  out = pooling.adaptive_pool(x, 1)
+  out = pooling.adaptive_pools(x, [1])[0]
   assert out.dtype == jnp.bfloat16
   exact = np.asarray(x, np.float64).mean((1, 2))
   # Half a step of bfloat16 at 1, and no more.
@@ -161,7 +161,7 @@ def test_pooling_gradient_equals_finite_differences(kind):
   x = rng.permutation(7 * 5 * 2).reshape(1, 7, 5, 2).astype(np.float32)
   dy = rng.normal(size=(1, 3, 3, 2)).astype(np.float32)
   gradient = jax.grad(
-      lambda x: jnp.sum(pooling.adaptive_pool(x, 3, kind) * dy))(x)
+      lambda x: jnp.sum(pooling.adaptive_pools(x, [3], kind)[0] * dy))(x)
   reduction = np.mean if kind == "average" else np.max
   for index in np.ndindex(x.shape):
     # The values are whole numbers apart: a step of 0.25 reorders nothing.
@@ -190,7 +190,7 @@ def test_the_gradient_of_max_goes_to_one_element(bins, level):
     return jax.nn.relu(x * 1.3 + 0.1)
 
   def loss(offset, x):
-    return (pooling.adaptive_pool(features(x) + offset, bins, "max")
+    return (pooling.adaptive_pools(features(x) + offset, [bins], "max")[0]
             * weights).sum()
 
   gradient = jax.jit(jax.grad(loss)).lower(jnp.zeros_like(x), x).compile(
@@ -208,6 +208,6 @@ def test_the_gradient_of_max_goes_to_one_element(bins, level):
 
 
 def test_the_gradient_of_max_is_whole_where_elements_tie():
-  gradient = jax.grad(lambda x: pooling.adaptive_pool(x, 1, "max").sum())(
+  gradient = jax.grad(lambda x: pooling.adaptive_pools(x, [1], "max")[0].sum())(
       jnp.ones((1, 3, 3, 2)))
   assert sorted(gradient[..., 0].ravel().tolist()) == [0.0] * 8 + [1.0]

@@ -11,17 +11,20 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # A module imports only from layers above its own line.
 LAYERS = [
-    {"errors", "default_config", "published", "progress"},
+    {"models.winograd", "models.phases", "models.pairs"},
+    {"errors", "default_config", "published", "progress", "hlo_text",
+     "compilation_cache", "models.convolution"},
     {"models.layers", "models.pooling", "data.normalize", "data.taxonomy",
      "data.scene_sprites", "data.photometric", "data.cache", "data.decode",
-     "data.downloads", "losses", "metrics", "optimizers", "sharding",
-     "visualize", "saved_config"},
-    {"models.resnet", "data.pairs", "data.scene_renderer", "data.augment",
-     "data.cityscapes_labels", "submission"},
+     "data.downloads", "metrics", "optimizers", "sharding", "scalars",
+     "visualize", "saved_config", "hlo_layers", "tpu_chips", "tpu_report",
+     "tpu_search"},
+    {"losses", "models.resnet", "data.pairs", "data.scene_renderer",
+     "data.augment", "data.cityscapes_labels", "submission", "hlo_report"},
     {"models.pspnet", "data.check", "pretrained.keras_resnet", "console",
      "checkpoint", "sliding_window", "pretrained.files", "pretrained.names",
      "cityscapes_scores"},
-    {"models", "pretrained.architecture", "data.builder"},
+    {"models", "pretrained.architecture", "data.builder", "stitching"},
     {"data.ade20k", "data.camvid", "data.cityscapes", "data.folder",
      "data.scenes", "data.voc2012"},
     {"data.coco_voc"},
@@ -32,6 +35,7 @@ LAYERS = [
     {"convert"},
     {"train"},
     {"main"},
+    {"compile_tpu"},
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from psp_jax import default_config, sharding, train_step
 from psp_jax.data.normalize import normalize
-from psp_jax.models import create_model, layers
+from psp_jax.models import create_model, layers, pooling
 
 SIZE, BATCH, CLASSES = 32, 8, 4
 
@@ -116,7 +116,7 @@ def test_the_first_step_is_one_step_of_sgd():
     (logits, aux_logits), _ = model.apply(
         {"params": params, "batch_stats": state.batch_stats},
         normalize(batch["image"]), train=True, mutable=["batch_stats"])
-    return logits, aux_logits
+    return [pooling.resize(x, SIZE, SIZE) for x in (logits, aux_logits)]
 
   def loss(params):
     total = 0

@@ -34,6 +34,7 @@ def create_model(config) -> PSPNet:
   check_choice("model.pyramid.fuse_size", c.pyramid.fuse_size, (1, 3))
   check_choice("model.classifier_size", c.classifier_size, (1, 3))
   check_choice("model.num_stages", c.num_stages, (2, 3, 4))
+  check_choice("model.layout", c.layout, ("auto", "packed", "plain"))
   check_choice("model.dtype", c.dtype, ("auto", *_DTYPES))
   bins = tuple(c.pyramid.bins)
   if any(not isinstance(b, int) or b < 1 for b in bins):
@@ -52,7 +53,19 @@ def create_model(config) -> PSPNet:
       num_stages=c.num_stages, avg_down=c.avg_down,
       head_channels=c.head_channels, auxiliary=c.auxiliary,
       aux_channels=c.aux_channels, dropout=c.dropout,
+      packed=is_packed(config), remat=c.remat,
       dtype=compute_dtype(c.dtype))
+
+
+def is_packed(config) -> bool:
+  """Whether maps are rearranged for TPUs, see `ResNet`.
+
+  "auto" is where there is one and where no mesh axis splits image rows, which
+  the rearrangement would gather.
+  """
+  if config.model.layout == "auto":
+    return jax.default_backend() == "tpu" and config.mesh.space == 1
+  return config.model.layout == "packed"
 
 
 def compute_dtype(name: str):

@@ -1,16 +1,19 @@
-"""Layers that must equal PyTorch's, and the one place that knows platforms.
+"""Layers that must equal PyTorch's.
 
 Convolutions pad explicitly (Flax "SAME" with stride 2 pads even inputs on one
 side only, PyTorch on both). BatchNorm keeps PyTorch's unbiased running
 variance. All arrays are NHWC; kernels are HWIO.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from psp_jax.models import pairs
+from psp_jax.models.convolution import conv2d
 
 Array = jax.Array
 
@@ -19,75 +22,6 @@ kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # torch.nn.Conv2d's own default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)): semseg
 # leaves the pyramid and the heads at it.
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def _native_conv(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
-  pads = [(dilation * (k // 2),) * 2 for k in kernel.shape[:2]]
-  return jax.lax.conv_general_dilated(
-      x, kernel, (stride, stride), pads, rhs_dilation=(dilation, dilation),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _spatial_conv(x, kernel, stride, dilation):
-  return _native_conv(x, kernel, stride, dilation)
-
-
-def _spatial_conv_fwd(x, kernel, stride, dilation):
-  return _native_conv(x, kernel, stride, dilation), (x, kernel)
-
-
-def _kernel_gradient_as_dots(x, dy, kernel_shape, stride, dilation):
-  """The kernel's gradient as one matrix product a tap.
-
-  XLA's CPU backend runs the convolution that autodiff emits here several
-  times slower than these products.
-  """
-  kh, kw = kernel_shape[:2]
-  ph, pw = dilation * (kh // 2), dilation * (kw // 2)
-  x = jnp.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
-  h, w = dy.shape[1:3]
-  taps = []
-  for i in range(kh):
-    for j in range(kw):
-      top, left = i * dilation, j * dilation
-      view = x[:, top:top + (h - 1) * stride + 1:stride,
-               left:left + (w - 1) * stride + 1:stride]
-      taps.append(jnp.einsum("nhwc,nhwo->co", view, dy))
-  return jnp.stack(taps).reshape(kernel_shape)
-
-
-def _spatial_conv_bwd(stride, dilation, residuals, dy):
-  x, kernel = residuals
-  conv = functools.partial(_native_conv, stride=stride, dilation=dilation)
-  dx = jax.vjp(lambda x: conv(x, kernel), x)[1](dy)[0]
-  dkernel = jax.lax.platform_dependent(
-      x, dy,
-      cpu=lambda x, dy: _kernel_gradient_as_dots(
-          x, dy, kernel.shape, stride, dilation),
-      default=lambda x, dy: jax.vjp(lambda k: conv(x, k), kernel)[1](dy)[0])
-  return dx, dkernel
-
-
-_spatial_conv.defvjp(_spatial_conv_fwd, _spatial_conv_bwd)
-
-
-def conv2d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
-  """PyTorch's Conv2d with padding dilation * (size // 2), odd sizes only.
-
-  Args:
-    x: (N, H, W, C).
-    kernel: (kh, kw, C, O).
-    stride: of both axes.
-    dilation: of both axes.
-
-  Returns:
-    (N, ceil(H / stride), ceil(W / stride), O).
-  """
-  if kernel.shape[:2] == (1, 1):
-    # A product over channels: faster than a convolution on CPU and TPU.
-    return jnp.einsum("nhwc,co->nhwo", x[:, ::stride, ::stride], kernel[0, 0])
-  return _spatial_conv(x, kernel, stride, dilation)
 
 
 def avg_pool_2x2(x: Array, stride: int) -> Array:
@@ -100,30 +34,34 @@ def avg_pool_2x2(x: Array, stride: int) -> Array:
                      count_include_pad=False)
 
 
-def max_pool_3x3(x: Array) -> Array:
-  """MaxPool2d(3, stride=2, padding=1): (N,H,W,C) -> (N,ceil(H/2),ceil(W/2),C).
-  """
-  return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-
-
 class Conv(nn.Module):
-  """A convolution that computes in `dtype` and keeps fp32 parameters."""
+  """A convolution that computes in `dtype` and keeps fp32 parameters.
+
+  `convolve(x, kernel)` replaces `conv2d` where x, of `in_features`, is
+  arranged otherwise.
+  """
   features: int
   size: int = 3
   stride: int = 1
   dilation: int = 1
+  convolve: Callable[[Array, Array], Array] | None = None
+  in_features: int | None = None
   use_bias: bool = False
   kernel_init: Any = kaiming_normal
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    shape = (self.size, self.size, x.shape[-1], self.features)
+    in_features = self.in_features or x.shape[-1]
+    shape = (self.size, self.size, in_features, self.features)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-    y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype),
-               self.stride, self.dilation)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    if self.convolve is None:
+      y = conv2d(x, kernel, self.stride, self.dilation)
+    else:
+      y = self.convolve(x, kernel)
     if self.use_bias:
-      fan_in = self.size**2 * x.shape[-1]
+      fan_in = self.size**2 * in_features
       bias = self.param("bias", _bias_init(fan_in), (self.features,),
                         jnp.float32)
       y = y + bias.astype(self.dtype)
@@ -143,30 +81,42 @@ class BatchNorm(nn.Module):
   synchronised BatchNorm with no extra code. The running variance is unbiased,
   n / (n - 1), as PyTorch's: at pyramid bin 1 and batch 16 that is 6.7 %.
   `momentum` is the share of the old value that stays (PyTorch's 1 - 0.1).
+  `pair_width` is of a map in pairs, whose filler counts for nothing and
+  becomes 0.
   """
   momentum: float = 0.9
   epsilon: float = 1e-5
+  pair_width: int | None = None
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
-    features = x.shape[-1:]
+    paired = self.pair_width is not None
+    each = 2 if paired else 1  # Columns in a pixel.
+    features = (x.shape[-1] // each,)
     scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
     bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
     running_var = self.variable("batch_stats", "var", jnp.ones, features)
     x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+    width = self.pair_width if paired else x.shape[2]
+    inside = None
+    if each * x.shape[2] > width:
+      inside = pairs.inside(width, *features)
     if train:
       # One pass over the activations. Shifting by the running mean keeps
       # E[x^2] - E[x]^2 from cancelling where the mean is large.
-      axes = tuple(range(x.ndim - 1))
+      n = x.shape[0] * x.shape[1] * width
       shift = jax.lax.stop_gradient(running_mean.value)
-      centred = x - shift
-      offset = jnp.mean(centred, axes)
-      var = jnp.maximum(jnp.mean(centred**2, axes) - offset**2, 0.0)
+      centred = x - jnp.tile(shift, each)
+      if inside is not None:
+        centred = jnp.where(inside, centred, 0)
+      sums = (v.sum((0, 1, 2)).reshape(each, -1).sum(0)
+              for v in (centred, centred**2))
+      offset, square = (v / n for v in sums)
+      var = jnp.maximum(square - offset**2, 0.0)
       mean = offset + shift
       if not self.is_initializing():
-        n = x.size // x.shape[-1]
         keep = self.momentum
         unbiased = var * (n / max(n - 1, 1))
         running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -174,19 +124,25 @@ class BatchNorm(nn.Module):
     else:
       mean, var = running_mean.value, running_var.value
     gain = scale * jax.lax.rsqrt(var + self.epsilon)
-    y = x * gain + (bias - mean * gain)
+    y = x * jnp.tile(gain, each) + jnp.tile(bias - mean * gain, each)
+    if inside is not None:
+      y = jnp.where(inside, y, 0)
     return y.astype(self.dtype)
 
 
 class ConvBNReLU(nn.Module):
   """Convolution, BatchNorm and (unless `relu=False`) ReLU.
 
-  With `norm=False` a bias stands in for the BatchNorm.
+  With `norm=False` a bias stands in for the BatchNorm. `convolve` and
+  `in_features` are `Conv`'s, `pair_width` is `BatchNorm`'s.
   """
   features: int
   size: int = 3
   stride: int = 1
   dilation: int = 1
+  convolve: Callable[[Array, Array], Array] | None = None
+  in_features: int | None = None
+  pair_width: int | None = None
   relu: bool = True
   norm: bool = True
   kernel_init: Any = kaiming_normal
@@ -195,8 +151,9 @@ class ConvBNReLU(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool) -> Array:
     x = Conv(self.features, self.size, self.stride, self.dilation,
-             use_bias=not self.norm, kernel_init=self.kernel_init,
-             dtype=self.dtype, name="conv")(x)
+             self.convolve, self.in_features, use_bias=not self.norm,
+             kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
     if self.norm:
-      x = BatchNorm(dtype=self.dtype, name="bn")(x, train)
+      x = BatchNorm(pair_width=self.pair_width, dtype=self.dtype,
+                    name="bn")(x, train)
     return nn.relu(x) if self.relu else x

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from psp_jax.models import phases
+from psp_jax.models.convolution import along_both_axes, taps_of
+
 
 def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
   """[start, end) of each adaptive bin; bins overlap where size % bins."""
@@ -49,21 +52,40 @@ def interpolation_matrix(
   return matrix
 
 
-def adaptive_pool(x: jax.Array, bins: int, kind: str = "average"):
-  """(N, H, W, C) -> (N, bins, bins, C), "average" or "max"."""
-  height, width = x.shape[1:3]
+def adaptive_pools(x: jax.Array, bins, kind: str = "average",
+                   num_phases: int = 1):
+  """A map in phases -> [(N, b, b, C) for b in bins], "average" or "max"."""
   if kind == "max":
-    rows = [_max(x[:, a:b], 1) for a, b in bin_edges(height, bins)]
-    x = jnp.stack(rows, 1)
-    columns = [_max(x[:, :, a:b], 2) for a, b in bin_edges(width, bins)]
-    return jnp.stack(columns, 2)
-  # fp32 sums: a bin averages up to a whole map, too many terms for bf16.
+    x = phases.change(x, num_phases, 1)
+    return [_max_pool(x, size) for size in bins]
+  # One pass over the map for all bins. fp32 sums: a bin averages up to a whole
+  # map, too many terms for bf16.
   wide = jnp.promote_types(x.dtype, jnp.float32)
-  rows = average_matrix(height, bins).astype(wide)
-  columns = average_matrix(width, bins).astype(wide)
-  pooled = jnp.einsum("ah,nhwc->nawc", rows, x, preferred_element_type=wide)
-  pooled = jnp.einsum("bw,nawc->nabc", columns, pooled)
-  return pooled.astype(x.dtype)
+  if num_phases == 1:
+    return [along_both_axes(
+        x.astype(wide), average_matrix(x.shape[1], size),
+        average_matrix(x.shape[2], size)).astype(x.dtype) for size in bins]
+  p = num_phases
+  height, width = (size * p for size in x.shape[1:3])
+  rows = np.concatenate([average_matrix(height, size) for size in bins])
+  pooled = jnp.einsum("rha,nabhwc->nrbwc",
+                      rows.reshape(-1, height // p, p).astype(wide),
+                      phases.axes(x, p), preferred_element_type=wide)
+  out, start = [], 0
+  for size in bins:
+    columns = average_matrix(width, size).reshape(size, -1, p).astype(wide)
+    out.append(jnp.einsum("swb,nrbwc->nrsc", columns,
+                          pooled[:, start:start + size]).astype(x.dtype))
+    start += size
+  return out
+
+
+def _max_pool(x: jax.Array, bins: int) -> jax.Array:
+  height, width = x.shape[1:3]
+  rows = [_max(x[:, a:b], 1) for a, b in bin_edges(height, bins)]
+  x = jnp.stack(rows, 1)
+  columns = [_max(x[:, :, a:b], 2) for a, b in bin_edges(width, bins)]
+  return jnp.stack(columns, 2)
 
 
 def _max(x: jax.Array, axis: int) -> jax.Array:
@@ -83,16 +105,14 @@ def resize(x: jax.Array, height: int, width: int,
   """Bilinear: (N, h, w, C) -> (N, height, width, C)."""
   if x.shape[1:3] == (height, width):
     return x
-  rows = interpolation_matrix(
-      x.shape[1], height, align_corners).astype(x.dtype)
-  columns = interpolation_matrix(
-      x.shape[2], width, align_corners).astype(x.dtype)
-  x = jnp.einsum("ha,nabc->nhbc", rows, x)
-  return jnp.einsum("wb,nhbc->nhwc", columns, x)
+  return along_both_axes(
+      x, interpolation_matrix(x.shape[1], height, align_corners),
+      interpolation_matrix(x.shape[2], width, align_corners))
 
 
 def conv_of_upsampled(z: jax.Array, kernel: jax.Array, height: int,
-                      width: int, align_corners: bool = True) -> jax.Array:
+                      width: int, align_corners: bool = True,
+                      num_phases: int = 1) -> jax.Array:
   """conv2d(resize(z, height, width), kernel) without upsampling.
 
   With U the interpolation matrices and S_i the shift by i - k // 2 rows that
@@ -106,17 +126,20 @@ def conv_of_upsampled(z: jax.Array, kernel: jax.Array, height: int,
     height: of the map that z stands for.
     width: likewise.
     align_corners: of the upsampling.
+    num_phases: p, of the result.
 
   Returns:
-    (N, height, width, O).
+    (N * p * p, height / p, width / p, O).
   """
-  taps = jnp.einsum("nabc,ijco->ijnabo", z, kernel)
+  taps = taps_of(z, kernel)
+  p, size = num_phases, kernel.shape[0]
   rows, columns = (
-      _shifted(interpolation_matrix(source, target, align_corners),
-               kernel.shape[0]).astype(z.dtype)
+      _shifted(interpolation_matrix(source, target, align_corners), size)
+      .reshape(size, target // p, p, source).astype(z.dtype)
       for source, target in zip(z.shape[1:3], (height, width)))
-  taps = jnp.einsum("jwb,ijnabo->inawo", columns, taps)
-  return jnp.einsum("iha,inawo->nhwo", rows, taps)
+  taps = jnp.einsum("jwqb,ijnabo->inaqwo", columns, taps)
+  y = jnp.einsum("ihpa,inaqwo->npqhwo", rows, taps)
+  return y.reshape(-1, *y.shape[3:])
 
 
 def _shifted(matrix: np.ndarray, taps: int) -> np.ndarray:

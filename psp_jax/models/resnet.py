@@ -6,13 +6,17 @@ the first block included. `contract_dilation` gives the other convention
 the stage before it.
 """
 
+import functools
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from psp_jax.models.layers import ConvBNReLU, avg_pool_2x2, max_pool_3x3
+from psp_jax.models import pairs, phases
+from psp_jax.models.convolution import max_pool_3x3
+from psp_jax.models.layers import ConvBNReLU, avg_pool_2x2
 
 # depth -> (blocks of layer1..4, block kind). 10 and 14 are timm's one-block
 # stages: nets for small machines, and the ones whose receptive field is small.
@@ -60,13 +64,17 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-  """1x1 - 3x3 - 1x1; dilation in the 3x3, stride there or in the first 1x1."""
+  """1x1 - 3x3 - 1x1; dilation in the 3x3, stride there or in the first 1x1.
+
+  `by_rows` is how the 3x3 is computed, see `phases`.
+  """
   features: int  # After the expansion by 4.
   stride: int = 1
   dilation: int = 1
   stride_in: str = "3x3"
   first: bool = False
   avg_down: bool = False
+  by_rows: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -76,8 +84,12 @@ class BottleneckBlock(nn.Module):
                         else (1, self.stride))
     y = ConvBNReLU(inner, 1, stride1, dtype=self.dtype,
                    name="conv1")(x, train)
-    y = ConvBNReLU(inner, 3, stride2, self.dilation, dtype=self.dtype,
-                   name="conv2")(y, train)
+    convolve = None
+    if self.by_rows and stride2 == 1:
+      convolve = functools.partial(
+          phases.conv_by_rows, dilation=self.dilation)
+    y = ConvBNReLU(inner, 3, stride2, self.dilation, convolve,
+                   dtype=self.dtype, name="conv2")(y, train)
     y = ConvBNReLU(self.features, 1, relu=False, dtype=self.dtype,
                    name="conv3")(y, train)
     if self.first:
@@ -94,7 +106,10 @@ class ResNet(nn.Module):
 
   Those are layer3 (for the auxiliary head) and layer4, unless `num_stages`
   ends the net earlier. `avg_down` is the "d" nets' shortcut: average pooling,
-  then a 1x1 convolution of stride 1.
+  then a 1x1 convolution of stride 1. `packed` computes the same with the stem
+  in pairs of columns and dilated stages in phases, as TPUs want it; so are the
+  features then: see `pairs` and `phases`. With `remat` only what passes between
+  blocks is kept for the backward pass, the rest is computed again.
   """
   depth: int = 50
   stem: str = "64-64-128"
@@ -104,32 +119,46 @@ class ResNet(nn.Module):
   width_multiplier: float = 1.0
   num_stages: int = 4
   avg_down: bool = False
+  packed: bool = False
+  remat: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool):
     blocks, kind = ARCHITECTURES[self.depth]
     stem = [self._width(c) for c in STEMS[self.stem]]
-    if len(stem) == 1:
-      x = ConvBNReLU(stem[0], 7, 2, dtype=self.dtype,
-                     name="stem_conv1")(x, train)
-    else:
-      for i, features in enumerate(stem):
-        x = ConvBNReLU(features, 3, 2 if i == 0 else 1, dtype=self.dtype,
-                       name=f"stem_conv{i + 1}")(x, train)
-    x = max_pool_3x3(x)
+    packing = {}
+    for i, features in enumerate(stem):
+      if self.packed:
+        packing = dict(
+            convolve=pairs.conv_of_images if i == 0 else pairs.conv,
+            in_features=stem[i - 1] if i else x.shape[-1],
+            pair_width=packing.get("pair_width", -(-x.shape[2] // 2)))
+      x = ConvBNReLU(features, 7 if len(stem) == 1 else 3,
+                     2 if i == 0 else 1, dtype=self.dtype,
+                     name=f"stem_conv{i + 1}", **packing)(x, train)
+    x = pairs.max_pool_3x3(x) if self.packed else max_pool_3x3(x)
 
     taps = []
-    dilation_before = 1
+    num_phases = dilation_before = 1
     geometry = stage_geometry(self.output_stride)
     for stage, (num_blocks, (stride, dilation)) in enumerate(
         zip(blocks[:self.num_stages], geometry), start=1):
       features = self._width(64 * 2**(stage - 1)) * EXPANSION[kind]
       for b in range(num_blocks):
-        contracted = b == 0 and self.contract_dilation
-        x = self._block(kind, features, stride if b == 0 else 1,
-                        dilation_before if contracted else dilation,
-                        first=b == 0, avg_down=self.avg_down and stage > 1,
+        first = b == 0
+        own = (dilation_before if first and self.contract_dilation
+               else dilation)
+        avg_down = self.avg_down and first and stage > 1
+        before, num_phases = num_phases, 1
+        # Basic blocks and pooled shortcuts look at neighbours too.
+        if self.packed and kind == "bottleneck" and not avg_down:
+          height, width = (size * before for size in x.shape[1:3])
+          num_phases = math.gcd(2, own, height, width)
+        x = phases.change(x, before, num_phases)
+        x = self._block(kind, features, stride if first else 1,
+                        own // num_phases, first, avg_down,
+                        by_rows=self.packed and num_phases == 1,
                         name=f"layer{stage}_{b}")(x, train)
       dilation_before = dilation
       taps.append(x)
@@ -138,10 +167,14 @@ class ResNet(nn.Module):
   def _width(self, channels: int) -> int:
     return max(1, round(channels * self.width_multiplier))
 
-  def _block(self, kind, features, stride, dilation, first, avg_down, name):
+  def _block(self, kind, features, stride, dilation, first, avg_down, by_rows,
+             name):
     common = dict(features=features, stride=stride, dilation=dilation,
                   dtype=self.dtype, name=name)
-    if kind == "basic":
-      return BasicBlock(**common)
-    return BottleneckBlock(stride_in=self.stride_in, first=first,
-                           avg_down=avg_down, **common)
+    if kind == "bottleneck":
+      common.update(stride_in=self.stride_in, first=first, avg_down=avg_down,
+                    by_rows=by_rows)
+    block = BasicBlock if kind == "basic" else BottleneckBlock
+    if self.remat:
+      block = nn.remat(block, static_argnums=(2,))  # `train`.
+    return block(**common)
