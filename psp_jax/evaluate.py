@@ -1,7 +1,7 @@
 """Scores a split: the same protocol in training and at its end."""
 
+import collections
 import functools
-import itertools
 import json
 import math
 import time
@@ -12,18 +12,46 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from psp_jax import console, metrics, progress, sliding_window, visualize
+from psp_jax import (
+  console,
+  metrics,
+  progress,
+  sliding_window,
+  stitching,
+  visualize,
+)
 from psp_jax.data import input_pipeline
 
 _SAY_EVERY_SECONDS = 15
+# Images whose results the host has not fetched yet: the device stays busy.
+_PENDING = 2
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def _compare(probabilities, labels, num_classes):
-  """(predictions, confusion matrix); labels are padded with 255."""
+def _compare(probabilities, labels, confusion, num_classes):
+  """(predictions, sum of confusion matrices); labels are padded with 255."""
   predictions = jnp.argmax(probabilities, -1)
-  confusion = metrics.confusion_matrix(labels, predictions, num_classes)
+  confusion += metrics.confusion_matrix(labels, predictions, num_classes)
   return predictions.astype(jnp.uint8), confusion
+
+
+def compiled_forward(model, protocol: sliding_window.Protocol, mesh: Mesh):
+  """`stitching.make_forward` under jit: windows lie over "data"."""
+  sharded = NamedSharding(mesh, PartitionSpec("data"))
+  return jax.jit(
+      stitching.make_forward(model, protocol.flip, protocol.average),
+      in_shardings=(NamedSharding(mesh, PartitionSpec()), sharded),
+      out_shardings=sharded)
+
+
+def _score(blocks, label, num_classes):
+  """(predictions of each block, confusion matrix) of an image."""
+  predictions = []
+  confusion = np.zeros((num_classes,) * 2, np.int32)
+  for block, labels in zip(blocks, stitching.to_blocks(label, 255)):
+    prediction, confusion = _compare(block, labels, confusion, num_classes)
+    predictions.append(prediction)
+  return predictions, confusion
 
 
 class Evaluator:
@@ -41,10 +69,7 @@ class Evaluator:
     self._window_batch = config.eval.window_batch * mesh.size
     self._replicated = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec("data"))
-    forward = jax.jit(
-        sliding_window.make_forward(
-            model, self.protocol.flip, self.protocol.average),
-        in_shardings=(self._replicated, sharded), out_shardings=sharded)
+    forward = compiled_forward(model, self.protocol, mesh)
     # Cutting and stitching run on the first device: a copy of every canvas
     # on every device would take as many times the memory.
     first = jax.local_devices()[0]
@@ -75,25 +100,20 @@ class Evaluator:
     mine = indices[jax.process_index()::jax.process_count()]
     shown = set(input_pipeline.subset_indices(len(mine), keep)) if keep else ()
     total = np.zeros((self._num_classes,) * 2, np.int64)
-    kept, done, pending = [], 0, []
+    kept, done, pending = [], 0, collections.deque()
     began = said = time.monotonic()
 
-    records = input_pipeline.evaluation_records(split, mine, self._config)
-    for group in _same_size_groups(records, self._group_size):
-      predictions, confusion = self._score(variables, group)
-      pending.append(confusion)
-      if len(pending) > 2:  # Keep the device busy, but not without bound.
-        total += np.asarray(pending.pop(0), np.int64)
-      for i, record in enumerate(group):
-        if done + i in shown or on_prediction:
-          predictions = np.asarray(predictions)
-          height, width = record["label"].shape
-          prediction = predictions[i, :height, :width]
-          if done + i in shown:
-            kept.append((record["image"], record["label"], prediction))
-          if on_prediction:
-            on_prediction(record, prediction)
-      done += len(group)
+    def finish(record, predictions, confusion):
+      nonlocal done, said
+      total[:] += np.asarray(confusion)
+      if done in shown or on_prediction:
+        prediction = stitching.from_blocks(
+            predictions, *record["label"].shape)
+        if done in shown:
+          kept.append((record["image"], record["label"], prediction))
+        if on_prediction:
+          on_prediction(record, prediction)
+      done += 1
       now = time.monotonic()
       if now - said > _SAY_EVERY_SECONDS and done < len(mine):
         left = (now - began) / done * (len(mine) - done)
@@ -101,31 +121,19 @@ class Evaluator:
                     f"{done / (now - began):.1f} images/s  "
                     f"{progress.duration(left)} left")
         said = now
-    for confusion in pending:
-      total += np.asarray(confusion, np.int64)
+
+    records = input_pipeline.evaluation_records(split, mine, self._config)
+    for record, blocks in stitching.stitched(
+        self._forward, variables, ((r, r["image"]) for r in records),
+        self._num_classes, self.protocol, self._window_batch):
+      pending.append((record, *_score(
+          blocks, record["label"], self._num_classes)))
+      blocks.clear()  # They need not wait for the next image's.
+      if len(pending) > _PENDING:
+        finish(*pending.popleft())
+    for result in pending:
+      finish(*result)
     return sum_over_processes(total), kept
-
-  def _group_size(self, height: int, width: int) -> int:
-    """Images of one size that fill a batch of windows."""
-    windows = max(len(sliding_window.plan(
-        height, width, scale, self.protocol).offsets)
-        for scale in self.protocol.scales)
-    return max(1, self._window_batch // windows)
-
-  def _score(self, variables, group):
-    images = np.stack([r["image"] for r in group])
-    labels = np.stack([r["label"] for r in group])
-    missing = self._group_size(*labels.shape[1:]) - len(group)
-    if missing > 0:  # One shape a size, the last group included.
-      images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-      labels = np.pad(labels, ((0, missing), (0, 0), (0, 0)),
-                      constant_values=255)
-    probabilities = sliding_window.probabilities(
-        self._forward, variables, images, self._num_classes, self.protocol,
-        self._window_batch)
-    beyond = [(0, a - b) for a, b in zip(probabilities.shape, labels.shape)]
-    labels = np.pad(labels, beyond, constant_values=255)
-    return _compare(probabilities, labels, self._num_classes)
 
 
 def sum_over_processes(array: np.ndarray) -> np.ndarray:
@@ -134,13 +142,6 @@ def sum_over_processes(array: np.ndarray) -> np.ndarray:
     return array
   parts = multihost_utils.process_allgather(array.reshape(-1).view(np.uint8))
   return np.asarray(parts).view(array.dtype).sum(0).reshape(array.shape)
-
-
-def _same_size_groups(records, group_size):
-  """Lists of consecutive records of one size, at most group_size(h, w)."""
-  for shape, run in itertools.groupby(records, lambda r: r["label"].shape):
-    while group := list(itertools.islice(run, group_size(*shape))):
-      yield group
 
 
 def score(confusion, config) -> metrics.Scores:

@@ -1,4 +1,4 @@
-"""semseg's test protocol on the device (tool/test.py there).
+"""What is averaged to score an image: semseg's test protocol (tool/test.py).
 
 An image is resized, padded to the window with the mean, cut into overlapping
 windows; each window's class probabilities (averaged with its mirror image's)
@@ -12,28 +12,22 @@ whole); logits are resized to the image's own size, and their softmax is
 averaged over scales and mirror images. (Its resized images are rounded to 8
 bits, ours are not.)
 
-Resizing, padding and cropping are matrices passed as *arguments*, and
-offsets are traced, so programs are compiled for a handful of rounded-up
-shapes and not for every image size. The network sees one shape only.
+Here is the geometry, in numpy; `stitching` carries it out on the device. All
+of it is linear along one axis at a time, but for the softmax. So every window
+has, for each axis, `Taps` that say which pixels of the image it is made of,
+and others that say what it contributes to the answer at the image's own size:
+no image is resized as a whole, and no map of a scale exists anywhere.
 """
 
 import dataclasses
-import functools
 import itertools
 import math
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from psp_jax.data.normalize import normalize
 from psp_jax.errors import check_choice
-from psp_jax.models.pooling import interpolation_matrix, interpolation_taps
-
-# Shapes are rounded up to multiples of this before compiling.
-_BUCKET = 64
-# Longest axis that a matrix resizes, which matrix units do best: 64 MB.
-_MATRIX_LIMIT = 4096
+from psp_jax.models.pooling import interpolation_taps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,31 +83,36 @@ class Plan:
     canvas: after padding to at least the window, where there is padding.
     pad: rows above and columns left of the image on the canvas.
     window: (height, width) of a window.
-    offsets: (top, left) of each window on the canvas.
+    starts: tops, and lefts, of the windows: every one with every other.
   """
   scaled: tuple[int, int]
   canvas: tuple[int, int]
   pad: tuple[int, int]
   window: tuple[int, int]
-  offsets: tuple[tuple[int, int], ...]
+  starts: tuple[tuple[int, ...], tuple[int, ...]]
+
+  @property
+  def offsets(self) -> tuple[tuple[int, int], ...]:
+    """(top, left) of each window on the canvas."""
+    return tuple(itertools.product(*self.starts))
 
 
 def plan(height: int, width: int, scale: float, protocol: Protocol) -> Plan:
   """The geometry of semseg's scale_process for one scale."""
   scaled = _scaled_size(height, width, scale, protocol)
   if protocol.window is None:
-    return Plan(scaled, scaled, (0, 0), scaled, ((0, 0),))
+    return Plan(scaled, scaled, (0, 0), scaled, ((0,), (0,)))
   canvas = scaled
   if protocol.average == "probabilities":
     canvas = tuple(max(s, protocol.window) for s in scaled)
   pad = (canvas[0] - scaled[0]) // 2, (canvas[1] - scaled[1]) // 2
   window = tuple(min(c, protocol.window) for c in canvas)
   stride = math.ceil(protocol.window * protocol.stride_fraction)
-  starts = [[min(i * stride, c - w)
-             for i in range(math.ceil((c - w) / stride) + 1)]
-            for c, w in zip(canvas, window)]
-  offsets = tuple((top, left) for top in starts[0] for left in starts[1])
-  return Plan(scaled, canvas, pad, window, offsets)
+  starts = tuple(
+      tuple(min(i * stride, c - w)
+            for i in range(math.ceil((c - w) / stride) + 1))
+      for c, w in zip(canvas, window))
+  return Plan(scaled, canvas, pad, window, starts)
 
 
 def _scaled_size(height, width, scale, protocol) -> tuple[int, int]:
@@ -128,175 +127,105 @@ def _scaled_size(height, width, scale, protocol) -> tuple[int, int]:
   return max(1, round(long_side / width * height)), long_side
 
 
-def half_pixel_matrix(source: int, target: int) -> np.ndarray:
-  """(target, source) matrix of cv2.resize's INTER_LINEAR along one axis."""
-  matrix = interpolation_matrix(source, target, align_corners=False)
-  return matrix.astype(np.float32)
+class Taps(NamedTuple):
+  """Two neighbours of an axis for each result, all (n,).
+
+  result = first * x[low] + second * x[low + 1]; where a weight is 0 its
+  neighbour need not exist.
+  """
+  low: np.ndarray
+  first: np.ndarray
+  second: np.ndarray
 
 
-def _resampling(source: int, target: int, shape: tuple[int, int],
-                row: int = 0, column: int = 0, from_end: bool = False,
-                to_end: bool = False):
-  """What resizes an axis, as `_apply_rows_and_columns` takes it.
+class Piece(NamedTuple):
+  """What a window contributes to one tile, along one axis.
+
+  Attributes:
+    tile: which one.
+    first: pixel of the window that is needed.
+    span: pixels that are needed from there.
+    taps: (tile,), of the window's pixels.
+  """
+  tile: int
+  first: int
+  span: int
+  taps: Taps
+
+
+def _half_pixel(source: int, target: int) -> Taps:
+  """cv2.resize's INTER_LINEAR along one axis."""
+  low, _, weight = interpolation_taps(source, target, align_corners=False)
+  return Taps(low, 1 - weight, weight)
+
+
+def into_window(source: int, scaled: int, pad: int, start: int, window: int,
+                mirrored: bool = False) -> Taps:
+  """What a window is made of, along one axis.
 
   Args:
-    source: pixels of the axis.
-    target: pixels it becomes.
-    shape: (out, in) of the axis with padding, out >= target, in >= source.
-    row: where the result begins; zeros around it.
-    column: where the source begins.
-    from_end: whether the source is read backwards, a mirror image.
-    to_end: whether the result is written backwards.
+    source: pixels of the image.
+    scaled: pixels that it is resized to.
+    pad: pixels before it on the canvas; there the result is 0.
+    start: of the window on the canvas.
+    window: pixels of the window.
+    mirrored: the image is read backwards.
 
   Returns:
-    The (out, in) matrix; for long axes, whose matrices would fill the memory,
-    (low, high, weight of low, weight of high), each (out,).
+    (window,) taps of the image's pixels.
   """
-  if max(shape) <= _MATRIX_LIMIT:
-    matrix = np.zeros(shape, np.float32)
-    matrix[row:row + target, column:column + source] = half_pixel_matrix(
-        source, target)[::-1 if to_end else 1, ::-1 if from_end else 1]
-    return matrix
-  low, high, weight = interpolation_taps(source, target, align_corners=False)
-  if from_end:
-    low, high = source - 1 - low, source - 1 - high
-  inside = np.s_[row:row + target]
-  taps = []
-  for values, kind in ((low + column, np.int32), (high + column, np.int32),
-                       (1 - weight, np.float32), (weight, np.float32)):
-    placed = np.zeros(shape[0], kind)
-    placed[inside] = values[::-1] if to_end else values
-    taps.append(placed)
-  return tuple(taps)
+  low, first, second = _half_pixel(source, scaled)
+  if mirrored:  # -1 where the first neighbour was the last pixel.
+    low, first, second = source - 2 - low, second, first
+  position = np.arange(start, start + window) - pad
+  inside = (position >= 0) & (position < scaled)
+  position = np.clip(position, 0, scaled - 1)
+  return Taps(low[position].astype(np.int32),
+              (first[position] * inside).astype(np.float32),
+              (second[position] * inside).astype(np.float32))
 
 
-def _bucket(size: int) -> int:
-  return -(-size // _BUCKET) * _BUCKET
+def out_of_windows(source: int, scaled: int, pad: int, starts, window: int,
+                   tile: int, weight: float = 1.0, mirrored: bool = False
+                   ) -> list[list[Piece]]:
+  """What the windows at `starts` contribute to the image, along one axis.
 
-
-def _apply_rows_and_columns(rows, columns, x):
-  """Resamples axes 1 and 2 by `_resampling`'s answers, in true fp32."""
-  highest = jax.lax.Precision.HIGHEST
-  if isinstance(rows, tuple):
-    x = _gather(rows, x, 1)
-  else:
-    x = jnp.einsum("ah,nhwc->nawc", rows, x, precision=highest)
-  if isinstance(columns, tuple):
-    return _gather(columns, x, 2)
-  return jnp.einsum("bw,nawc->nabc", columns, x, precision=highest)
-
-
-def _gather(taps, x, axis):
-  low, high, low_weight, high_weight = taps
-  shape = [1] * x.ndim
-  shape[axis] = -1
-  return (jnp.take(x, low, axis) * low_weight.reshape(shape)
-          + jnp.take(x, high, axis) * high_weight.reshape(shape))
-
-
-@functools.partial(jax.jit, static_argnames="window")
-def _cut(images, rows, columns, image_ids, tops, lefts, window):
-  """Windows (n, *window, 3), normalised; padding is 0, which is the mean."""
-  canvas = _apply_rows_and_columns(rows, columns, normalize(images))
-
-  def one(image_id, top, left):
-    return jax.lax.dynamic_slice(
-        canvas, (image_id, top, left, 0), (1, *window, 3))[0]
-
-  return jax.vmap(one)(image_ids, tops, lefts)
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _accumulate(canvas, answers, image_ids, tops, lefts, weights):
-  """Adds each window's answer to its place; weight 0 is filler."""
-  def add(canvas, item):
-    window, image_id, top, left, weight = item
-    start = (image_id, top, left, 0)
-    size = (1, *window.shape)
-    seen = jax.lax.dynamic_slice(canvas, start, size)
-    return jax.lax.dynamic_update_slice(
-        canvas, seen + weight * window[None], start), None
-
-  items = (answers, image_ids, tops, lefts, weights)
-  return jax.lax.scan(add, canvas, items)[0]
-
-
-@functools.partial(jax.jit, static_argnames="average")
-def _to_image(canvas, counts, rows, columns, average):
-  """Mean over overlaps, cropped and resized to the image's own size."""
-  mean = _apply_rows_and_columns(rows, columns, canvas / counts[..., None])
-  return jax.nn.softmax(mean) if average == "logits" else mean
-
-
-def make_forward(model, flip: bool, average: str = "probabilities"):
-  """(variables, windows) -> what is to be averaged where windows overlap.
-
-  Probabilities, with the mirrored windows' averaged in; or logits, to which
-  mirrored windows come on their own.
-  """
-  def forward(variables, windows):
-    if average == "logits":
-      return model.apply(variables, windows, train=False)
-    if not flip:
-      return jax.nn.softmax(model.apply(variables, windows, train=False))
-    both = jnp.concatenate([windows, windows[:, :, ::-1]])
-    straight, mirrored = jnp.split(
-        jax.nn.softmax(model.apply(variables, both, train=False)), 2)
-    return (straight + mirrored[:, :, ::-1]) / 2
-  return forward
-
-
-def probabilities(forward, variables, images: np.ndarray, num_classes: int,
-                  protocol: Protocol, window_batch: int) -> jax.Array:
-  """Class probabilities of images of one size, at that size.
-
-  Args:
-    forward: `make_forward`'s, compiled.
-    variables: of the model.
-    images: (G, H, W, 3) uint8 RGB.
-    num_classes: C.
-    protocol: how.
-    window_batch: windows in one call of `forward`.
+  Taken together they are the mean where windows overlap, cropped and resized
+  from `scaled` to `source` pixels, times `weight`; `mirrored` turns the result
+  round. The image's axis is cut into tiles of `tile` pixels.
 
   Returns:
-    (G, H', W', C) float32 with H' >= H and W' >= W; what lies beyond H and W
-    is filler.
+    For each window the pieces for all tiles to which it contributes.
   """
-  group, height, width = images.shape[:3]
-  exact = protocol.window is None  # Padding would change what is pooled.
-  padded = ((height, width) if exact else (_bucket(height), _bucket(width)))
-  images = np.pad(images, ((0, 0), (0, padded[0] - height),
-                           (0, padded[1] - width), (0, 0)))
-  # A mirror image is the order of the columns, before and after.
-  orders = [False]
-  if protocol.flip and protocol.average == "logits":
-    orders.append(True)
-  total = 0.0
-  for scale, mirrored in itertools.product(protocol.scales, orders):
-    p = plan(height, width, scale, protocol)
-    canvas_size = p.canvas if exact else tuple(map(_bucket, p.canvas))
-    into, back = [], []
-    for axis, size in enumerate((height, width)):
-      turned = mirrored and axis == 1
-      shape = canvas_size[axis], padded[axis]
-      into.append(_resampling(size, p.scaled[axis], shape,
-                              row=p.pad[axis], from_end=turned))
-      back.append(_resampling(p.scaled[axis], size, shape[::-1],
-                              column=p.pad[axis], to_end=turned))
-    counts = np.zeros(canvas_size, np.float32)
-    for top, left in p.offsets:
-      counts[top:top + p.window[0], left:left + p.window[1]] += 1
-
-    jobs = [(g, top, left, 1.0)
-            for g in range(group) for top, left in p.offsets]
-    jobs += [(0, 0, 0, 0.0)] * (-len(jobs) % window_batch)
-    canvas = jnp.zeros((group, *canvas_size, num_classes), jnp.float32)
-    for start in range(0, len(jobs), window_batch):
-      ids, tops, lefts, weights = map(
-          np.array, zip(*jobs[start:start + window_batch]))
-      windows = _cut(images, *into, ids, tops, lefts, window=p.window)
-      canvas = _accumulate(canvas, forward(variables, windows),
-                           ids, tops, lefts, weights.astype(np.float32))
-    total = total + _to_image(
-        canvas, np.maximum(counts, 1), *back, average=protocol.average)
-  return total / (len(protocol.scales) * len(orders))
+  low, first, second = _half_pixel(scaled, source)
+  counts = np.zeros(pad + scaled + 1)
+  for start in starts:
+    counts[start:start + window] += 1
+  counts = np.maximum(counts, 1)  # The last is not of the image: weight 0.
+  low = low + pad
+  first = weight * first / counts[low]
+  second = weight * second / counts[low + 1]
+  contributions = []
+  for start in starts:
+    rows = np.arange(np.searchsorted(low, start - 1),
+                     np.searchsorted(low, start + window - 1, side="right"))
+    at = low[rows] - start  # From -1 to window - 1.
+    weights = np.stack([np.where(at >= 0, first[rows], 0),
+                        np.where(at < window - 1, second[rows], 0)])
+    used = weights.any(0)
+    rows, at, weights = rows[used], at[used], weights[:, used]
+    if mirrored:
+      rows = source - 1 - rows
+    pieces = []
+    for index in np.unique(rows // tile):
+      inside = rows // tile == index
+      taps = Taps(np.zeros(tile, np.int32), *np.zeros((2, tile), np.float32))
+      place = rows[inside] - index * tile
+      taps.low[place] = at[inside]
+      taps.first[place], taps.second[place] = weights[:, inside]
+      needed = np.concatenate([taps.low[taps.first != 0],
+                               taps.low[taps.second != 0] + 1])
+      begin, end = int(needed.min()), int(needed.max()) + 1
+      pieces.append(Piece(int(index), begin, end - begin, taps))
+    contributions.append(pieces)
+  return contributions

@@ -29,13 +29,24 @@ def resize(array, height, width):
       [p.reshape(height, width, -1) for p in parts], axis=-1)
 
 
-def semseg_probabilities(network, image, scales, base_size, window, flip):
+def semseg_window(network, crop, flip):
+  crop = (crop - MEAN) / STD
+  answer = softmax(network(crop))
+  if flip:
+    answer += softmax(network(crop[:, ::-1]))[:, ::-1]
+    answer /= 2
+  return answer
+
+
+def semseg_probabilities(network, image, scales, base_size, window, flip,
+                         score_window=semseg_window):
   """(H, W, classes) of an RGB image; `window=None` is the whole image."""
   return sum(semseg_scale(network, image, round(scale * base_size), window,
-                          flip) for scale in scales) / len(scales)
+                          flip, score_window) for scale in scales) / len(scales)
 
 
-def semseg_scale(network, image, long_size, window, flip):
+def semseg_scale(network, image, long_size, window, flip,
+                 score_window=semseg_window):
   """(H, W, classes) float64 from the image with its long side so resized."""
   h, w = image.shape[:2]
   new_h = new_w = long_size
@@ -60,22 +71,13 @@ def semseg_scale(network, image, long_size, window, flip):
       end_h = min(i * stride_h + crop_h, size_h)
       end_w = min(j * stride_w + crop_w, size_w)
       at = np.s_[end_h - crop_h:end_h, end_w - crop_w:end_w]
-      answer = semseg_window(network, canvas[at], flip)
+      answer = score_window(network, canvas[at], flip)
       if summed is None:
         summed = np.zeros((size_h, size_w, answer.shape[-1]))
       summed[at] += answer
       count[at] += 1
   summed /= count
   return resize(summed[top:top + new_h, left:left + new_w], h, w)
-
-
-def semseg_window(network, crop, flip):
-  crop = (crop - MEAN) / STD
-  answer = softmax(network(crop))
-  if flip:
-    answer += softmax(network(crop[:, ::-1]))[:, ::-1]
-    answer /= 2
-  return answer
 
 
 def mmseg_probabilities(network, image, scales, short_size, window, flip):

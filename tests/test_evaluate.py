@@ -21,7 +21,9 @@ from psp_jax import (
   default_config,
   evaluate,
   metrics,
+  sharding,
   sliding_window,
+  stitching,
   train_step,
 )
 from psp_jax.data import taxonomy
@@ -226,6 +228,47 @@ def test_windows_mirrors_and_padding(model, state, network):
       [split[i]["label"] for i in range(5)], guesses))
   for (_, _, guess), expected in zip(kept, guesses, strict=True):
     assert (guess != expected).sum() <= 2
+
+
+def test_a_large_image_is_counted_block_by_block():
+  rng = np.random.default_rng(0)
+  likely = rng.random((300, 260, CLASSES)).astype(np.float32)
+  label = rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (300, 260))
+  blocks = list(np.stack([stitching.to_blocks(likely[..., c], 0)
+                          for c in range(CLASSES)], -1))
+  assert len(blocks) == 2
+  predictions, confusion = evaluate._score(blocks, label, CLASSES)
+  guess = stitching.from_blocks(predictions, *label.shape)
+  assert guess.dtype == np.uint8
+  np.testing.assert_array_equal(guess, likely.argmax(-1))
+  np.testing.assert_array_equal(
+      confusion, count([label], [likely.argmax(-1)]))
+
+
+def test_devices_share_the_windows_and_change_nothing(
+    model, state, monkeypatch):
+  split = FakeSplit([(20, 33), (33, 45), (70, 41), (33, 45), (25, 90)])
+  c = config(window="sliding", flip=True, scales=(0.5, 1.0, 1.5), base_size=60)
+  assert len(jax.local_devices()) == 8
+  eight, kept = evaluate.Evaluator(model, c).run(state, split, keep=5)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+  one, kept_by_one = evaluate.Evaluator(model, c).run(state, split, keep=5)
+  assert_equal_counts(eight, one)
+  for (image, _, guess), (same, _, other) in zip(
+      kept, kept_by_one, strict=True):
+    assert image is same
+    assert (guess != other).sum() <= 2
+
+
+def test_mirror_images_stay_on_the_device_of_their_windows(model, state):
+  mesh = sharding.create_mesh(8, 1)
+  forward = evaluate.compiled_forward(
+      model, sliding_window.Protocol.from_config(config(flip=True)), mesh)
+  variables = {"params": state.params, "batch_stats": state.batch_stats}
+  windows = jax.ShapeDtypeStruct((16, 33, 33, 3), jnp.float32)
+  text = forward.lower(variables, windows).compile().as_text()
+  for moved in ("all-gather", "all-to-all", "collective-permute"):
+    assert moved not in text, moved
 
 
 def test_an_unknown_kind_of_window_is_refused(model):
