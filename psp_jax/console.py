@@ -36,6 +36,26 @@ def describe_run(config, model, num_parameters: int, mesh, data: str,
       *([f"published  {config.published}"] if config.published else []))
 
 
+class Start:
+  """What the time to the first step went into."""
+
+  def __init__(self, began: float | None = None):
+    """`began`: by `time.monotonic`; None: now."""
+    self._began = self._mark = time.monotonic() if began is None else began
+    self._parts = []
+
+  def done(self, part: str) -> None:
+    """`part` took all the time since the part before it."""
+    now = time.monotonic()
+    self._parts.append((part, now - self._mark))
+    self._mark = now
+
+  def line(self) -> str:
+    parts = ", ".join(f"{part} {took:.1f}" for part, took in self._parts)
+    return (f"first step {self._mark - self._began:.1f} s after the start "
+            f"({parts})")
+
+
 class Progress:
   """Rates and time left, counted from the second step (the first compiles)."""
 

@@ -5,12 +5,16 @@ carries. Exit code 2 means that something must be mended first: one message
 says what.
 """
 
+import gc
 import os
 import pathlib
 import re
 import sys
+import time
 
+_BEGAN = time.monotonic()  # A few hundredths after the process.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # Or it tells that it is.
 
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
@@ -24,21 +28,31 @@ _WORKDIR = flags.DEFINE_string(
     "runs/NAME_ARGUMENT")
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and score, or score only")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", "auto", "Folder of compiled programs, for the next "
+    "start; auto: that of JAX_COMPILATION_CACHE_DIR, or psp_jax/compiled in "
+    "XDG_CACHE_HOME or ~/.cache; off: none")
 
 
 def main(argv) -> None:
-  if argv[1:]:
-    raise UserError(f"{argv[1]!r}: not a flag; every option starts with --")
+  # Imports and tracing make hundreds of thousands of objects that stay; by
+  # default the collector looks at them all again and again.
+  gc.set_threshold(50_000)
   # Late, so that --help and mistakes in flags answer at once.
-  from psp_jax import train
+  from psp_jax import compilation_cache, console, train
 
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   path, argument = _config_file()
   name = f"{path.stem}_{argument}" if argument else path.stem
   workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)
-  run = {"train": train.train, "eval": train.evaluate_checkpoint}[_MODE.value]
-  run(_CONFIG.value, workdir.absolute())
+  compilation_cache.enable(_CACHE.value)
+  if _MODE.value == "eval":
+    train.evaluate_checkpoint(_CONFIG.value, workdir.absolute())
+    return
+  start = console.Start(_BEGAN)
+  start.done("imports")
+  train.train(_CONFIG.value, workdir.absolute(), start)
 
 
 def _config_file() -> tuple[pathlib.Path, str]:
@@ -76,16 +90,19 @@ def _parse(argv):
     raise UserError("name a config: --config=configs/scenes.py")
   if not _config_file()[0].is_file():
     raise UserError(f"--config={_config_file()[0]}: no such file")
+  if argv[1:]:
+    raise UserError(f"{argv[1]!r}: not a flag; every option starts with --")
   return argv
 
 
-def _cli() -> None:
+def run(command) -> None:
+  """Runs `command(argv)` with the flags; a user's mistake is exit code 2."""
   try:
-    app.run(main, flags_parser=_parse)
+    app.run(command, flags_parser=_parse)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
 
 
 if __name__ == "__main__":
-  _cli()
+  run(main)

@@ -1,7 +1,6 @@
 """A training run, read top to bottom."""
 
 import contextlib
-import functools
 import math
 import pathlib
 
@@ -15,6 +14,7 @@ from psp_jax import (
   losses,
   pretrained,
   runs,
+  scalars,
   sharding,
   submission,
   train_step,
@@ -24,15 +24,18 @@ from psp_jax.errors import ConfigError, NonFiniteError
 from psp_jax.models import create_model
 
 
-def train(config, workdir: pathlib.Path) -> None:
+def train(config, workdir: pathlib.Path,
+          start: console.Start | None = None) -> None:
   """Trains to `config.num_train_steps`, then evaluates.
 
   Started again on the same workdir it goes on from the last checkpoint.
+  `start` is what the process did before; without, the clock starts here.
 
   Raises:
     UserError: what is wrong and what to do; no earlier checkpoint is touched.
   """
   # ---- What can be refused before any work is done.
+  start = start or console.Start()
   mesh = sharding.create_mesh(config.mesh.data, config.mesh.space)
   sharding.check_batch(config.global_batch_size, mesh)
   sharding.check_crop(config.data.crop_size, mesh)
@@ -51,6 +54,7 @@ def train(config, workdir: pathlib.Path) -> None:
   check_labelled("data.train_split", config.data.train_split, train_split)
   check_labelled("validation.split", config.validation.split, validation_split)
   check_scorable(config, eval_split)
+  start.done("data")
 
   # ---- State: pretrained or random, then the last checkpoint if there is one.
   variables = train_step.initialize(model, config)
@@ -65,6 +69,7 @@ def train(config, workdir: pathlib.Path) -> None:
     state = checkpoints.restore(state)
   first_step = int(state.step)
   runs.save_config(config, workdir)
+  start.done("weights")
 
   console.describe_run(
       config, model, sum(p.size for p in jax.tree.leaves(state.params)), mesh,
@@ -75,17 +80,13 @@ def train(config, workdir: pathlib.Path) -> None:
   if resumed:
     console.say(f"resumed    from the checkpoint of step {first_step:,}")
   if first_step < config.num_train_steps:
-    console.say("compiling  the first step takes a while")
+    console.say("compiling  the first step takes a while, the first time")
 
   # ---- The step, compiled once.
-  replicated = sharding.replicated(mesh)
-  step_fn = jax.jit(
-      functools.partial(train_step.train_step, model=model, config=config),
-      in_shardings=(replicated, sharding.batch_sharding(mesh)),
-      out_shardings=replicated, donate_argnums=0)
+  step_fn = train_step.compiled_step(model, config, mesh)
 
   # ---- The steps, then the score.
-  writer = create_writer(workdir)
+  writer = scalars.ScalarWriter(workdir)
   reader = input_pipeline.train_batches(train_split, config, first_step)
   batches = sharding.prefetch_to_mesh(reader, mesh)
 
@@ -94,17 +95,18 @@ def train(config, workdir: pathlib.Path) -> None:
         state, validation_split, config.validation.num_images)
     return evaluate.score(confusion, config)
 
-  try:
-    with contextlib.closing(reader):  # Or its processes live on.
-      state = run_steps(config, state, step_fn, batches, checkpoints, validate,
-                        writer)
-  finally:
-    checkpoints.close()  # Waits for the save under way, whatever happened.
-  finish(evaluator, state, eval_split, config, workdir, writer)
-  writer.close()
+  with contextlib.closing(writer):  # What it has is written, come what may.
+    try:
+      with contextlib.closing(reader):  # Or its processes live on.
+        state = run_steps(config, state, step_fn, batches, checkpoints,
+                          validate, writer, start)
+    finally:
+      checkpoints.close()  # Waits for the save under way, whatever happened.
+    finish(evaluator, state, eval_split, config, workdir, writer)
 
 
-def run_steps(config, state, step_fn, batches, checkpoints, validate, writer):
+def run_steps(config, state, step_fn, batches, checkpoints, validate, writer,
+              start):
   """From `state.step` to the last: train, report, save, validate.
 
   Step s is checked while step s + 1 runs on the device.
@@ -114,14 +116,19 @@ def run_steps(config, state, step_fn, batches, checkpoints, validate, writer):
       config.num_train_steps, config.global_batch_size)
   pending = None
   for step in range(first_step + 1, config.num_train_steps + 1):
+    first, last = step == first_step + 1, step == config.num_train_steps
     state, metrics = step_fn(state, next(batches))
+    if first:
+      start.done("batch and compile")
     if pending is not None:
       check_finite(*pending)
     pending = step, metrics
-    first, last = step == first_step + 1, step == config.num_train_steps
 
     if _due(step, config.log_every_steps) or first or last:
       values = check_finite(*pending)
+      if first:
+        start.done("step")
+        console.say(start.line())
       console.say(progress.line(step, values))
       writer.write_scalars(step, dict(
           values, images_per_second=progress.images_per_second(step)))
@@ -156,9 +163,8 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
   split = datasets.open_split(config, config.eval.split)
   check_scorable(config, split)
   state = runs.restore(config, workdir, config.eval.step)
-  writer = create_writer(workdir)
-  finish(evaluator, state, split, config, workdir, writer)
-  writer.close()
+  with contextlib.closing(scalars.ScalarWriter(workdir)) as writer:
+    finish(evaluator, state, split, config, workdir, writer)
 
 
 def finish(evaluator, state, split, config, workdir, writer) -> None:
@@ -245,13 +251,6 @@ def check_finite(step: int, metrics) -> dict[str, float]:
           f"{values['learning_rate']:.3g}: stopped; the checkpoints before it "
           "are good. Lower config.optimizer.base_lr and start again")
   return values
-
-
-def create_writer(workdir: pathlib.Path):
-  # Imports TensorFlow, which takes seconds: only where it is used.
-  from clu import metric_writers
-  return metric_writers.create_default_writer(
-      str(workdir), just_logging=jax.process_index() > 0, asynchronous=True)
 
 
 def _due(step: int, every: int) -> bool:

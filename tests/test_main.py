@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from psp_jax import saved_config
+from psp_jax import runs, saved_config
+from psp_jax.data import datasets
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -50,6 +51,39 @@ def test_mistakes_are_one_line_and_exit_2(args, words):
   assert "Traceback" not in done.stderr
   for word in words:
     assert word in last
+
+
+def test_a_cache_that_cannot_be_written_is_done_without():
+  done = _main("--config=configs/scenes.py", "--mode=eval", "--workdir=/no/run",
+               "--compilation_cache=/dev/null/cache")
+  warning, error = done.stderr.strip().splitlines()[-2:]
+  assert warning.startswith("warning: the compilation cache /dev/null/cache")
+  assert error.startswith("error: /no/run")
+
+
+_READS_RECORDS = """
+import sys
+from psp_jax import main, runs, saved_config, scalars, train
+from psp_jax.data import datasets, input_pipeline
+config = saved_config.get_config(sys.argv[1])
+split = datasets.open_split(config, "train")
+writer = scalars.ScalarWriter(sys.argv[1])
+with_reader = input_pipeline.train_batches(split, config, 0)
+assert next(with_reader)["image"].shape == (8, 33, 33, 3)
+with_reader.close()
+late = {"tensorflow", "clu", "tensorboard", "keras", "torch", "h5py",
+        "matplotlib", "pandas"} & set(sys.modules)
+assert not late, late
+"""
+
+
+def test_tensorflow_is_not_there_before_the_first_step(tiny_config, tmp_path):
+  """It takes seconds to import, and the first step needs none of it."""
+  datasets.prepare(tiny_config)
+  runs.save_config(tiny_config, tmp_path)
+  done = subprocess.run([sys.executable, "-c", _READS_RECORDS, str(tmp_path)],
+                        cwd=ROOT, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

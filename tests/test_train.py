@@ -64,8 +64,9 @@ def test_the_console_tells_what_runs_and_how_it_goes(finished):
   _, console = finished
   for word in ("camvid, 12 to train on", "parameters", "8 x cpu",
                "mesh data 8 x space 1", "float32 activations",
-               "6 of 8 crops of 33x33", "step 6/6", "loss", "lr", "images/s",
-               "left", "validation mIoU", "bicyclist", "mean accuracy",
+               "6 of 8 crops of 33x33", "s after the start (data",
+               "step 6/6", "loss", "lr", "images/s", "left",
+               "validation mIoU", "bicyclist", "mean accuracy",
                "pixel accuracy", "final score"):
     assert word in console, word
 

@@ -300,7 +300,7 @@ class Broken(datasets.Split):
 if __name__ == "__main__":
   datasets.Split = Broken
   from psp_jax import main
-  main._cli()
+  main.run(main.main)
 """
 
 
@@ -341,7 +341,7 @@ def test_ctrl_c_ends_all_of_it(command, tmp_path):
         os.killpg(run.pid, signal.SIGKILL)  # Or a failure would run on.
     stderr.seek(0)
     said = stderr.read()
-  assert run.returncode == -signal.SIGINT and "KeyboardInterrupt" in said
+  assert run.returncode == -signal.SIGINT and "KeyboardInterrupt" in said, said
   assert "Exception ignored" not in said
   assert said.count("Traceback (most") == 1  # The run's, and no worker's.
   with pytest.raises(ProcessLookupError):
