@@ -46,7 +46,10 @@ setup(
         "test": ["pytest>=8", "ruff>=0.9"],
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
-                   "pycocotools>=2.0.8"],
+                   "pycocotools>=2.0.8",
+                   # The TPU compiler; there are wheels for Linux alone.
+                   "jax[tpu]>=0.10; sys_platform == 'linux' and "
+                   "platform_machine == 'x86_64'"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
