@@ -105,7 +105,7 @@ def schedule(module: Module) -> tuple[list[tuple[Instruction, int]], int]:
         continue  # What it calls is in there.
       called = instruction.called
       if instruction.opcode == "while":
-        trips = instruction.trip_count
+        trips = module.trip_count(instruction)
         unknown += trips is None
         for part in ("condition", "body"):
           for inner in called.get(part, ()):

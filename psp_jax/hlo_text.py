@@ -78,7 +78,7 @@ class Instruction:
     opcode: such as "fusion".
     shapes: of the result; a tuple's leaves in order.
     operands: names of instructions of the same computation.
-    attributes: the text after the operands.
+    attributes: the text after the operands; of a constant, with its value.
     root: whether the computation's result is this.
   """
   name: str
@@ -101,10 +101,10 @@ class Instruction:
     return int(found[1]) if found else None
 
   @property
-  def trip_count(self) -> int | None:
-    """Of a while loop, where the compiler knows it."""
-    found = _TRIPS.search(self.attributes)
-    return int(found[1]) if found else None
+  def value(self) -> int | None:
+    """Of a constant that is one integer."""
+    found = re.match(r"\((-?\d+)\)", self.attributes)
+    return int(found[1]) if found and self.opcode == "constant" else None
 
   @functools.cached_property
   def called(self) -> dict[str, tuple[str, ...]]:
@@ -135,6 +135,24 @@ class Module:
   computations: dict[str, dict[str, Instruction]]
   entry: str
   frames: dict[int, tuple[tuple[str, int, str], ...]]
+
+  def trip_count(self, loop: Instruction) -> int | None:
+    """How often a while loop runs, where that can be told.
+
+    By the compiler's own word; else by the condition "counter < constant": the
+    counters of JAX's loops begin at 0 and take steps of 1.
+    """
+    found = _TRIPS.search(loop.attributes)
+    if found:
+      return int(found[1])
+    for name in loop.called.get("condition", ()):
+      inner = self.computations.get(name, {})
+      for each in inner.values():
+        if (each.root and each.opcode == "compare"
+            and each.attribute("direction") == "LT"):
+          bound = inner.get(each.operands[-1])
+          return bound.value if bound else None
+    return None
 
   def stack(self, instruction: Instruction) -> tuple[
       tuple[str, int, str], ...]:
@@ -216,10 +234,11 @@ def _instruction(line: str) -> Instruction | None:
   if end < 0 or opening < 0:
     return None
   closing = _closing(line, opening)
+  opcode = line[end:opening].strip()
   return Instruction(
-      head[2], line[end:opening].strip(), parse_shapes(line[start:end]),
+      head[2], opcode, parse_shapes(line[start:end]),
       tuple(re.findall(r"%([\w.\-]+)", line[opening:closing])),
-      line[closing:], bool(head[1]))
+      line[opening if opcode == "constant" else closing:], bool(head[1]))
 
 
 def _closing(line: str, start: int) -> int:

@@ -50,7 +50,7 @@ def test_lines_are_read_whole(module):
   assert fusion.called == {"calls": ("fused_conv",)}
   assert fusion.cycles == 1000 and not fusion.root
   assert entry["param.0"].op_name == "state.params['pyramid']['kernel']"
-  assert entry["while.1"].trip_count == 3
+  assert module.trip_count(entry["while.1"]) == 3
   assert [str(s) for s in entry["result"].shapes] == [
       "f32[5,3]", "f32[512,1024]"] and entry["result"].root
   assert module.stack(entry["fusion.4"]) == (
@@ -68,7 +68,12 @@ def test_cycles_count_loops_by_their_trips_and_the_longest_branch(report):
   loop = 3 * (100 + 2)
   assert report["cycles"] == 30 + 1000 + 400 + 20 + 7 + loop + 70
   assert report["loops_of_unknown_length"] == 0
-  unknown = SMALL.replace('{"known_trip_count":{"n":"3"}}', "{}")
+  unsaid = SMALL.replace('{"known_trip_count":{"n":"3"}}', "{}")
+  by_condition = hlo_report.analyse(hlo_text.parse(
+      unsaid.replace("constant(3)", "constant(5)")))
+  assert by_condition["cycles"] == report["cycles"] + 2 * (100 + 2)
+  assert by_condition["loops_of_unknown_length"] == 0
+  unknown = unsaid.replace("direction=LT", "direction=NE")
   once = hlo_report.analyse(hlo_text.parse(unknown))
   assert once["cycles"] == report["cycles"] - 2 * (100 + 2)
   assert once["loops_of_unknown_length"] == 1

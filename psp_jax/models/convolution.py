@@ -35,17 +35,22 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
   return _spatial_conv(x, kernel, stride, dilation)
 
 
-@jax.custom_vjp
-def _product(x, kernel):
+def _plain_product(x, kernel):
   return jnp.einsum("nhwc,co->nhwo", x, kernel)
 
 
+_product = jax.custom_vjp(_plain_product)
+
+
 def _product_bwd(residuals, dy):
-  x, kernel = residuals
+  # Autodiff's own where it is not the CPU: TPU's compiler lays out maps by the
+  # order of a product's operands.
+  dx, = jax.vjp(lambda x: _plain_product(x, residuals[1]), residuals[0])[1](dy)
   dkernel = jax.lax.platform_dependent(
-      x, dy, cpu=_summed_products,
-      default=lambda x, dy: jnp.einsum("nhwc,nhwo->co", x, dy))
-  return jnp.einsum("nhwo,co->nhwc", dy, kernel), dkernel
+      *residuals, dy, cpu=lambda x, kernel, dy: _summed_products(x, dy),
+      default=lambda x, kernel, dy: jax.vjp(
+          lambda kernel: _plain_product(x, kernel), kernel)[1](dy)[0])
+  return dx, dkernel
 
 
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)),
