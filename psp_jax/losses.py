@@ -3,7 +3,7 @@
 Logits come at the feature map's resolution and are compared with the labels
 at the labels' own: bilinear upsampling is part of the loss here, some rows at
 a time, with the gradient taken on the way. Logits at full resolution, the
-largest array of a textbook step (at crop 473 as many numbers as 70 feature
+largest array of a textbook step (at crop 473 as many numbers as nine feature
 maps of layer1), are never in memory.
 """
 
