@@ -13,10 +13,8 @@ The tests restate both the network (tests/torch_pspnet.py) and the program
 
 import argparse
 import functools
-import importlib.metadata
 import os
 import pathlib
-import platform
 import sys
 import time
 import types
@@ -24,6 +22,8 @@ import types
 import cv2
 import numpy as np
 from PIL import Image
+
+from benchmarks import machine
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -233,14 +233,10 @@ def report(args, records, rounds, found, windows, layouts) -> None:
   def median(values):
     return float(np.median(list(values)))
 
-  cpu = next((line.split(":")[1].strip()
-              for line in open("/proc/cpuinfo") if "model name" in line),
-             platform.machine())
-  versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in
-                       ("jax", "torch", "numpy", "opencv-python-headless"))
+  where = machine.describe(
+      args.threads, ("jax", "torch", "numpy", "opencv-python-headless"))
   images = len(records)
-  print(f"\n{cpu}, {args.threads} cores; Python {platform.python_version()}, "
-        f"{versions}\nPSPNet{args.depth}, {CLASSES} classes, window "
+  print(f"\n{where}\nPSPNet{args.depth}, {CLASSES} classes, window "
         f"{args.crop}, base size {args.base_size}, scales {args.scales}; "
         f"{images} images, {windows / images:.1f} network images each; "
         f"medians of {len(rounds)} rounds\nPyTorch, a window's pass: "

@@ -12,12 +12,10 @@ core.
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
 import pathlib
-import platform
 import random
 import subprocess
 import sys
@@ -27,6 +25,8 @@ import time
 import cv2
 import numpy as np
 from PIL import Image
+
+from benchmarks import machine
 
 HEIGHT, WIDTH, CROP, BATCH = 512, 683, 473, 16
 PHOTOS, RECORDS = 48, 1000
@@ -308,15 +308,10 @@ def report(found, cores) -> None:
   def median(values):
     return float(np.median(list(values)))
 
-  cpu = next((line.split(":")[1].strip()
-              for line in open("/proc/cpuinfo") if "model name" in line),
-             platform.machine())
-  versions = ", ".join(
-      f"{name} {importlib.metadata.version(name)}"
-      for name in ("numpy", "opencv-python-headless", "grain", "array_record",
+  where = machine.describe(
+      len(cores), ("numpy", "opencv-python-headless", "grain", "array_record",
                    "tensorflow-datasets"))
-  print(f"\n{cpu}, {len(cores)} cores; Python {platform.python_version()}, "
-        f"{versions}; medians of {len(found)} rounds\n\n"
+  print(f"\n{where}; medians of {len(found)} rounds\n\n"
         "| stage | CPU ms an image | images/s |\n|---|---|---|")
   for name in found[0][0]:
     seconds = median(by_stage[name] for by_stage, _ in found)

@@ -9,10 +9,8 @@ network of configs/scenes.py; with it, one of full width.
 """
 
 import argparse
-import importlib.metadata
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
@@ -20,6 +18,8 @@ import tempfile
 import time
 
 import numpy as np
+
+from benchmarks import machine
 
 
 def command(root: pathlib.Path, args) -> list[str]:
@@ -90,13 +90,9 @@ def measure(args) -> list[tuple[dict[str, float], dict[str, float]]]:
 
 
 def report(found) -> None:
-  cpu = next((line.split(":")[1].strip()
-              for line in open("/proc/cpuinfo") if "model name" in line),
-             platform.machine())
-  versions = ", ".join(f"{name} {importlib.metadata.version(name)}"
-                       for name in ("jax", "flax", "grain", "orbax-checkpoint"))
-  print(f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}, "
-        f"{versions}; medians of {len(found)} rounds (least to most)\n\n"
+  where = machine.describe(
+      os.cpu_count(), ("jax", "flax", "grain", "orbax-checkpoint"))
+  print(f"{where}; medians of {len(found)} rounds (least to most)\n\n"
         "| seconds | cold | warm | cold / warm |\n|---|---|---|---|")
   for part in found[0][0]:
     cold, warm = (np.array([r[i][part] for r in found]) for i in (0, 1))

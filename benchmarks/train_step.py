@@ -15,16 +15,16 @@ import argparse
 import contextlib
 import ctypes
 import functools
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 import time
 
 import numpy as np
+
+from benchmarks import machine
 
 TESTS = pathlib.Path(__file__).parent.parent / "tests"
 CLASSES, BASE_LR, STEPS = 150, 0.01, 10_000
@@ -193,13 +193,8 @@ def measure(args):
 
 
 def report(found, first, args) -> None:
-  cpu = next((line.split(":")[1].strip()
-              for line in open("/proc/cpuinfo") if "model name" in line),
-             platform.machine())
-  versions = ", ".join(f"{name} {importlib.metadata.version(name)}"
-                       for name in ("jax", "jaxlib", "flax", "torch"))
-  print(f"\n{cpu}, {args.threads} cores; Python {platform.python_version()}, "
-        f"{versions}\nPSPNet{args.depth}, {args.crop}x{args.crop}, batch "
+  where = machine.describe(args.threads, ("jax", "jaxlib", "flax", "torch"))
+  print(f"\n{where}\nPSPNet{args.depth}, {args.crop}x{args.crop}, batch "
         f"{args.batch}{', keeping freed memory' * args.keep_freed}; medians "
         f"of {args.rounds} rounds; first train step {first[WORK[0]]:.0f} s, "
         f"first inference {first[WORK[1]]:.0f} s\n\n"

@@ -104,11 +104,13 @@ def settle(config):
   Raises:
     ConfigError: the number of classes is the dataset's own secret.
   """
+  from psp_jax.models import is_packed
+
   config = config.copy_and_resolve_references()
   if config.model.dtype == "auto":
     config.model.dtype = "bfloat16"  # "auto" would ask this machine.
   if config.model.layout == "auto":
-    config.model.layout = "packed" if config.mesh.space == 1 else "plain"
+    config.model.layout = "packed" if is_packed(config, "tpu") else "plain"
   if not config.model.num_classes:
     if config.data.name == "folder":
       raise ConfigError("config.model.num_classes=0: as many as the folder "

@@ -172,14 +172,18 @@ def test_what_the_compiler_says_when_it_runs_out(message, needed, limit):
   assert unknown.needed is None and unknown.limit is None
 
 
-@needs_libtpu
-def test_more_than_a_chip_has_is_refused_by_the_compiler(monkeypatch):
+def _one_chip(monkeypatch):
+  """A v5e's topology and what places an array on its one chip."""
   _keep_environment(monkeypatch)
   topology = tpu_chips.parse_topology("v5e:1x1")
   device, = compile_tpu.topology_devices(topology)
-  x = jax.ShapeDtypeStruct(
-      (80_000, 65_536), "bfloat16",
-      sharding=jax.sharding.SingleDeviceSharding(device))
+  return topology, jax.sharding.SingleDeviceSharding(device)
+
+
+@needs_libtpu
+def test_more_than_a_chip_has_is_refused_by_the_compiler(monkeypatch):
+  topology, placed = _one_chip(monkeypatch)
+  x = jax.ShapeDtypeStruct((80_000, 65_536), "bfloat16", sharding=placed)
   answer = compile_tpu.measure(jax.jit(lambda x: x + 1).lower(x),
                                topology.chip)
   memory = answer["memory"]
@@ -238,12 +242,8 @@ def test_the_search_by_the_compilers_own_answers(monkeypatch):
 @needs_libtpu
 def test_nothing_goes_to_the_cache_which_could_not_be_read_again(
     monkeypatch, tmp_path):
-  _keep_environment(monkeypatch)
-  topology = tpu_chips.parse_topology("v5e:1x1")
-  device, = compile_tpu.topology_devices(topology)
-  x = jax.ShapeDtypeStruct(
-      (8, 128), "float32",
-      sharding=jax.sharding.SingleDeviceSharding(device))
+  _, placed = _one_chip(monkeypatch)
+  x = jax.ShapeDtypeStruct((8, 128), "float32", sharding=placed)
   before = jax.config.jax_compilation_cache_dir
   fast = jax.config.jax_persistent_cache_min_compile_time_secs
   jax.config.update("jax_compilation_cache_dir", str(tmp_path))

@@ -57,14 +57,15 @@ def create_model(config) -> PSPNet:
       dtype=compute_dtype(c.dtype))
 
 
-def is_packed(config) -> bool:
+def is_packed(config, platform: str | None = None) -> bool:
   """Whether maps are rearranged for TPUs, see `ResNet`.
 
-  "auto" is where there is one and where no mesh axis splits image rows, which
-  the rearrangement would gather.
+  "auto" is on a TPU (`platform`; None: this process's) where no mesh axis
+  splits image rows, which the rearrangement would gather.
   """
   if config.model.layout == "auto":
-    return jax.default_backend() == "tpu" and config.mesh.space == 1
+    platform = platform or jax.default_backend()
+    return platform == "tpu" and config.mesh.space == 1
   return config.model.layout == "packed"
 
 

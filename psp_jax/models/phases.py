@@ -34,23 +34,6 @@ def axes(x: Array, phases: int) -> Array:
   return x.reshape(-1, phases, phases, *x.shape[1:])
 
 
-def conv(x: Array, kernel: Array, phases: int) -> Array:
-  """A plain convolution of odd size: one product, then shifted sums.
-
-  For few outputs of many channels, as in the heads: the product is all of the
-  work, and the shifts are of what it leaves.
-
-  Args:
-    x: (N * p * p, h, w, C).
-    kernel: (k, k, C, O), of the map's pixels, neighbours lying in other phases.
-    phases: p.
-
-  Returns:
-    (N * p * p, h, w, O).
-  """
-  return _conv(x, kernel, phases)
-
-
 def conv_by_rows(x: Array, kernel: Array, dilation: int = 1) -> Array:
   """A convolution as one of rows: the rows that a pixel needs, side by side.
 
@@ -87,12 +70,25 @@ def _shifted_sum(taps, phases):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x, kernel, phases):
+def conv(x: Array, kernel: Array, phases: int) -> Array:
+  """A plain convolution of odd size: one product, then shifted sums.
+
+  For few outputs of many channels, as in the heads: the product is all of the
+  work, and the shifts are of what it leaves.
+
+  Args:
+    x: (N * p * p, h, w, C).
+    kernel: (k, k, C, O), of the map's pixels, neighbours lying in other phases.
+    phases: p.
+
+  Returns:
+    (N * p * p, h, w, O).
+  """
   return _shifted_sum(_products(x, kernel), phases)
 
 
 def _conv_fwd(x, kernel, phases):
-  return _conv(x, kernel, phases), (x, kernel)
+  return conv(x, kernel, phases), (x, kernel)
 
 
 def _conv_bwd(phases, residuals, dy):
@@ -107,7 +103,7 @@ def _conv_bwd(phases, residuals, dy):
   return dx, _in_order(dkernel)
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+conv.defvjp(_conv_fwd, _conv_bwd)
 
 
 def _in_order(x: Array) -> Array:

@@ -58,13 +58,13 @@ def adaptive_pools(x: jax.Array, bins, kind: str = "average",
   if kind == "max":
     x = phases.change(x, num_phases, 1)
     return [_max_pool(x, size) for size in bins]
-  # One pass over the map for all bins. fp32 sums: a bin averages up to a whole
-  # map, too many terms for bf16.
+  # fp32 sums: a bin averages up to a whole map, too many terms for bf16.
   wide = jnp.promote_types(x.dtype, jnp.float32)
   if num_phases == 1:
     return [along_both_axes(
         x.astype(wide), average_matrix(x.shape[1], size),
         average_matrix(x.shape[2], size)).astype(x.dtype) for size in bins]
+  # TPUs want one pass over the map for all bins.
   p = num_phases
   height, width = (size * p for size in x.shape[1:3])
   rows = np.concatenate([average_matrix(height, size) for size in bins])

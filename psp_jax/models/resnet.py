@@ -127,13 +127,13 @@ class ResNet(nn.Module):
   def __call__(self, x: jax.Array, train: bool):
     blocks, kind = ARCHITECTURES[self.depth]
     stem = [self._width(c) for c in STEMS[self.stem]]
-    packing = {}
+    width = -(-x.shape[2] // 2)
     for i, features in enumerate(stem):
+      packing = {}
       if self.packed:
         packing = dict(
-            convolve=pairs.conv_of_images if i == 0 else pairs.conv,
-            in_features=stem[i - 1] if i else x.shape[-1],
-            pair_width=packing.get("pair_width", -(-x.shape[2] // 2)))
+            convolve=pairs.conv if i else pairs.conv_of_images,
+            in_features=stem[i - 1] if i else None, pair_width=width)
       x = ConvBNReLU(features, 7 if len(stem) == 1 else 3,
                      2 if i == 0 else 1, dtype=self.dtype,
                      name=f"stem_conv{i + 1}", **packing)(x, train)
