@@ -41,8 +41,6 @@ def main(argv) -> None:
   # Late, so that --help and mistakes in flags answer at once.
   from psp_jax import compilation_cache, console, train
 
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells a lot at INFO.
   path, argument = _config_file()
   name = f"{path.stem}_{argument}" if argument else path.stem
   workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)
@@ -92,6 +90,8 @@ def _parse(argv):
     raise UserError(f"--config={_config_file()[0]}: no such file")
   if argv[1:]:
     raise UserError(f"{argv[1]!r}: not a flag; every option starts with --")
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax and JAX tell a lot at INFO.
   return argv
 
 
