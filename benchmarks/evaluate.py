@@ -148,7 +148,7 @@ class Ours:
     import jax
 
     from psp_jax import evaluate
-    from psp_jax.models import create_model
+    from psp_jax.models import create_model, prepack
     from psp_jax.pretrained import networks
     fields = {"depth": args.depth, "num_classes": CLASSES}
     config = networks.config_of(fields)
@@ -166,6 +166,8 @@ class Ours:
     apply = jax.jit(functools.partial(model.apply, train=False))
     windows = np.random.default_rng(0).normal(
         size=(self.batch, args.crop, args.crop, 3)).astype("f4")
+    variables |= jax.jit(functools.partial(
+        prepack, model, shape=windows.shape))(variables)
     self.network = lambda: apply(variables, windows).block_until_ready()
 
   def predict(self, records):

@@ -132,6 +132,8 @@ def _main() -> None:
   args = parser.parse_args()
   if not set(args.only.split(",")) <= set(_SIDES):
     parser.error(f"--only={args.only}: choose of {', '.join(_SIDES)}")
+  if args.hlo_dir:
+    args.hlo_dir.mkdir(parents=True, exist_ok=True)
   try:
     reports = run(args)
   except UserError as error:

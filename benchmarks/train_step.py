@@ -49,7 +49,7 @@ def ours(args):
 
   from psp_jax import default_config, train_step
   from psp_jax.data.normalize import normalize
-  from psp_jax.models import create_model
+  from psp_jax.models import create_model, prepack
   config = default_config.get_config()
   config.model.depth, config.model.num_classes = args.depth, CLASSES
   config.num_train_steps, config.optimizer.base_lr = STEPS, BASE_LR
@@ -62,6 +62,8 @@ def ours(args):
   step = jax.jit(functools.partial(
       train_step.train_step, model=model, config=config), donate_argnums=0)
   infer = jax.jit(lambda v, x: model.apply(v, normalize(x)))
+  variables |= jax.jit(functools.partial(
+      prepack, model, shape=batch["image"].shape))(variables)
 
   def train():
     nonlocal state

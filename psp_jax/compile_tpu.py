@@ -267,7 +267,7 @@ def run(argv) -> None:
   if _SEARCH.value:
     report["search"] = [
         {"remat": remat, **attempt}
-        for remat, changed in _remats(config)
+        for remat, changed in _remats(config, mode)
         for attempt in _search(changed, devices, mode, topology.chip,
                                report if changed is config else None)]
   tpu_report.add_estimates(report, topology)
@@ -279,14 +279,14 @@ def run(argv) -> None:
     sys.exit(1)
 
 
-def _remats(config):
-  """(whether it recomputes, config) of what there is to choose."""
-  now = config.model.get("remat", False)
-  yield now, config
-  if isinstance(now, bool) and "remat" in config.model:
-    other = config.copy_and_resolve_references()
-    other.model.remat = not now
-    yield not now, other
+def _remats(config, mode):
+  """(whether it recomputes, config): as it is, then what there is besides."""
+  yield config.model.remat, config
+  if mode == "eval":  # No backward pass to recompute for.
+    return
+  other = config.copy_and_resolve_references()
+  other.model.remat = not other.model.remat
+  yield other.model.remat, other
 
 
 def _search(config, devices, mode, chip, first):

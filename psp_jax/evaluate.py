@@ -21,6 +21,7 @@ from psp_jax import (
   visualize,
 )
 from psp_jax.data import input_pipeline
+from psp_jax.models import prepack
 
 _SAY_EVERY_SECONDS = 15
 # Images whose results the host has not fetched yet: the device stays busy.
@@ -70,6 +71,12 @@ class Evaluator:
     self._replicated = NamedSharding(mesh, PartitionSpec())
     sharded = NamedSharding(mesh, PartitionSpec("data"))
     forward = compiled_forward(model, self.protocol, mesh)
+    self._prepack = lambda variables: {}
+    if mesh.devices.flat[0].platform == "cpu":
+      side = self.protocol.window or config.data.crop_size
+      shape = (self._window_batch * (1 + self.protocol.flip), side, side, 3)
+      self._prepack = jax.jit(functools.partial(prepack, model, shape=shape),
+                              out_shardings=self._replicated)
     # Cutting and stitching run on the first device: a copy of every canvas
     # on every device would take as many times the memory.
     first = jax.local_devices()[0]
@@ -96,6 +103,7 @@ class Evaluator:
             x, jax.Array) else x,
             {"params": state.params, "batch_stats": state.batch_stats}),
         self._replicated)
+    variables |= self._prepack(variables)
     indices = input_pipeline.subset_indices(len(split), num_images)
     mine = indices[jax.process_index()::jax.process_count()]
     shown = set(input_pipeline.subset_indices(len(mine), keep)) if keep else ()

@@ -23,8 +23,7 @@ def describe(config, topology, mode: str) -> dict:
       "depth": c.model.depth, "crop": crop, "batch": batch,
       "per_chip": per_chip, "dtype": c.model.dtype,
       "classes": c.model.num_classes,
-      "remat": c.model.get("remat", False),
-      "has_remat": "remat" in c.model,
+      "remat": c.model.remat,
       "topology": topology.name, "chips": chips,
       "jax": importlib.metadata.version("jax"),
       "libtpu": _version("libtpu")}
@@ -109,7 +108,7 @@ def _remedies(r) -> list[str]:
   per_chip = math.floor(r["per_chip"] * share)
   if per_chip:
     said.append(f"{field}={round(per_chip * per_step)} ({per_chip} a chip)")
-  if r["mode"] == "train" and r["has_remat"] and not r["remat"]:
+  if r["mode"] == "train" and not r["remat"]:
     said.append("--config.model.remat=True (activations computed again)")
   crop = max(8 * math.floor((r["crop"] * share**0.5 - 1) / 8) + 1, 65)
   where = "data.crop_size" if r["mode"] == "train" else "eval.window_size"
@@ -228,12 +227,11 @@ def _search(r) -> list[str]:
   if "search" not in r:
     return []
   lines = ["", "search for the largest batch that fits"]
-  for remat in sorted({each["remat"] for each in r["search"]}, key=str):
+  for remat in sorted({each["remat"] for each in r["search"]}):
     tried = [each for each in r["search"] if each["remat"] == remat]
     best = max((each for each in tried if each["fits"]), default=None,
                key=lambda each: each["per_chip"])
-    label = f"  remat={remat}: " if r["has_remat"] else "  "
-    lines.append(label + (
+    lines.append(f"  remat={remat}: " + (
         f"{best['per_chip']} a chip, {best['needed_bytes'] / _GIB:.2f} GiB"
         if best else "not even one a chip"))
     lines += [f"    {each['per_chip']:>5} a chip  "

@@ -293,15 +293,12 @@ def test_the_search_changes_the_batch_of_all_chips(
       batches[-2])
 
 
-def test_the_search_is_with_and_without_remat_where_there_is_a_choice(
-    toy_config):
-  if "remat" in toy_config.model:
-    del toy_config.model.remat
-  assert [remat for remat, _ in compile_tpu._remats(toy_config)] == [False]
-  toy_config.model.remat = False
-  (_, same), (remat, other) = compile_tpu._remats(toy_config)
+def test_the_search_is_with_and_without_remat_where_that_matters(toy_config):
+  (_, same), (remat, other) = compile_tpu._remats(toy_config, "train")
   assert same is toy_config and remat and other.model.remat
   assert not toy_config.model.remat
+  assert list(compile_tpu._remats(toy_config, "eval")) == [
+      (False, toy_config)]
 
 
 def test_remedies_are_of_this_config(toy_config):

@@ -47,6 +47,30 @@ def test_wide_convolutions_and_their_gradients(m, size, stride, dilation):
     assert m == 0 or np.abs(one - other).max() > 0
 
 
+@pytest.mark.parametrize(("shape", "dilation", "points"), [
+    ((1, 30, 31, 64), 1, 36), ((2, 35, 34, 64), 2, 36),
+    ((1, 10, 10, 64), 1, 16)])
+def test_a_kernel_that_is_kept_gives_the_same(shape, dilation, points):
+  x, other, kernel = draw(shape, (3, 20, 41, 64), (3, 3, 64, 72))
+  values = convolution.kernel_values(x, kernel, 1, dilation)
+  assert values.shape == (points, 64, 72)
+  for each in (x, other):  # Maps of another size as well.
+    expected = native(each, kernel, 1, dilation)
+    # The kernel itself is not looked at.
+    found = convolution.conv2d(each, None, 1, dilation, values)
+    np.testing.assert_allclose(
+        found, expected, atol=5e-6 * np.abs(expected).max())
+
+
+def test_nothing_is_kept_of_other_convolutions():
+  x = np.zeros((2, 40, 40, 64), np.float32)
+  for kernel, stride in (((1, 1, 64, 64), 1), ((3, 3, 64, 64), 2),
+                         ((3, 3, 64, 32), 1)):
+    assert convolution.kernel_values(x, np.zeros(kernel), stride) is None
+  assert convolution.kernel_values(
+      x.astype(jnp.bfloat16), np.zeros((3, 3, 64, 64))) is None
+
+
 def test_what_has_few_digits_or_channels_stays_plain():
   wide = np.zeros((2, 40, 40, 64), np.float32)
   assert convolution._tile(wide, np.zeros((3, 3, 64, 64)), 1, 1) == 4
@@ -136,3 +160,28 @@ def test_resizing_is_the_same_in_either_order():
   assert value == pytest.approx(np.sum(expected * dy), rel=1e-5)
   np.testing.assert_allclose(
       gradient, np.einsum("ha,wb,nhwc->nabc", rows, columns, dy), atol=1e-5)
+
+
+def test_sums_of_blocks_are_not_computed_again_in_later_ones():
+  def blocks(x, kernels):
+    for kernel in kernels:
+      y = convolution.conv2d(x, kernel)
+      x = convolution.add_relu(x, jnp.tanh(y))
+    return x
+
+  x, *kernels = draw((2, 8, 8, 16), *[(1, 1, 16, 16)] * 6)
+  text = jax.jit(blocks).lower(x, kernels).compile().as_text()
+  assert text.count(" tanh(") == 6 and text.count(" maximum(") == 6
+  for platform in ("tpu", "cuda"):
+    text = jax.jit(blocks).trace(x, kernels).lower(
+        lowering_platforms=(platform,)).as_text()
+    assert "inlineable" not in text
+
+
+def test_a_blocks_end_is_relu_of_the_sum():
+  x, y, dy = draw(*[(2, 3, 5, 7)] * 3)
+  x[0], y[0] = 1, -1  # Where relu has no derivative, it is 0.
+  found, vjp = jax.vjp(convolution.add_relu, x, y)
+  np.testing.assert_array_equal(found, np.maximum(x + y, 0))
+  for gradient in vjp(dy):
+    np.testing.assert_array_equal(gradient, np.where(x + y > 0, dy, 0))

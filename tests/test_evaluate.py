@@ -201,6 +201,25 @@ def test_the_same_evaluator_scores_again_and_another_state(
   np.testing.assert_array_equal(evaluator.run(state, SPLIT, 3)[0], first)
 
 
+def test_kernels_are_prepacked_once_for_a_split(model, state, monkeypatch):
+  calls = []
+  whole = evaluate.prepack
+  monkeypatch.setattr(evaluate, "prepack", lambda *args, **options: (
+      calls.append(options) or whole(*args, **options)))
+  evaluator = evaluate.Evaluator(model, config(window="sliding", flip=True))
+  seen = []
+  forward = evaluator._forward
+  evaluator._forward = lambda variables, windows: (
+      seen.append((set(variables), windows.shape))
+      or forward(variables, windows))
+  evaluator.run(state, SPLIT, 2)
+  evaluator.run(state, SPLIT, 2)
+  devices = len(jax.local_devices())
+  assert calls == [{"shape": (2 * devices, 33, 33, 3)}]
+  assert seen[0] == ({"params", "batch_stats", "prepacked"},
+                     (devices, 33, 33, 3))
+
+
 def test_windows_mirrors_and_padding(model, state, network):
   """33-pixel windows: one, padded, for the first size, two for the second."""
   split = FakeSplit([(20, 33)] * 2 + [(33, 45)] * 3)

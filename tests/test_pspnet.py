@@ -17,7 +17,7 @@ import pytest
 
 from psp_jax import default_config
 from psp_jax.data import scene_renderer
-from psp_jax.models import create_model, pooling, pspnet
+from psp_jax.models import create_model, pooling, prepack, pspnet
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -274,6 +274,40 @@ def test_evaluation_does_not_touch_the_auxiliary_head():
   variables["batch_stats"].pop("aux")
   np.testing.assert_array_equal(
       jax.jit(model.apply)(variables, images), logits)
+
+
+@pytest.mark.parametrize("bins", [(1, 2, 3, 6), ()])
+def test_prepacked_inference_gives_the_same_without_the_kernels(bins):
+  model = small_model(bins=bins, width_multiplier=1, num_stages=3)
+  variables = randomised(shapes_of(model))
+  images = photo(1, 121, 129, 3)
+  infer = jax.jit(functools.partial(model.apply, train=False))
+  kept = prepack(model, variables, images.shape)
+  expected = infer(variables, images)
+  # Dilated 3x3 convolutions and the head's are not looked at any more.
+  params = flax.traverse_util.flatten_dict(variables["params"])
+  used = [("backbone", "layer3_0", "conv2", "conv", "kernel"),
+          ("pyramid", "kernel")]
+  params |= {name: params[name] * np.nan for name in used}
+  variables["params"] = flax.traverse_util.unflatten_dict(params)
+  assert np.isnan(infer(variables, images)).all()
+  for each in (images, photo(2, 65, 65, 3)):
+    found = infer(variables | kept, each)
+    assert not np.isnan(found).any()
+  np.testing.assert_allclose(
+      infer(variables | kept, images), expected,
+      atol=1e-5 * np.abs(expected).max())
+
+
+def test_parameters_alone_are_prepacked():
+  model = small_model(width_multiplier=1, num_stages=3)
+  variables = randomised(shapes_of(model))
+  twice = jax.tree.map(lambda x: 2 * x, variables)
+  one, other = (prepack(model, v, (1, 121, 121, 3))
+                for v in (variables, twice))
+  for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+    np.testing.assert_allclose(2 * a, b, rtol=1e-6)
+  assert set(shapes_of(model)) == {"params", "batch_stats"}
 
 
 def test_without_auxiliary_head_training_returns_none():

@@ -37,8 +37,10 @@ def draw(size, channels=5, features=3):
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def all_three(x, kernel, dy, dilation, m):
-  return (winograd.convolve(x, kernel, dilation, m),
-          winograd.convolve(dy, kernel, dilation, m, turned=True),
+  values, turned = (winograd.kernel_values(kernel, m, t)
+                    for t in (False, True))
+  return (winograd.convolve(x, values, dilation),
+          winograd.convolve(dy, turned, dilation, turned=True),
           winograd.kernel_gradient(x, dy, dilation, m))
 
 

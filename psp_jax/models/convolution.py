@@ -11,13 +11,20 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from psp_jax.models import winograd
 
 Array = jax.Array
 
+# Rows of a matrix product that cost as much as transforming its kernel, and as
+# reading one that is transformed (measured).
+_ROWS_TO_TRANSFORM = 130
+_ROWS_TO_READ_A_KERNEL = 30
 
-def conv2d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
+
+def conv2d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1,
+           values: Array | None = None):
   """PyTorch's Conv2d with padding dilation * (size // 2), odd sizes only.
 
   Args:
@@ -25,14 +32,54 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1):
     kernel: (kh, kw, C, O).
     stride: of both axes.
     dilation: of both axes.
+    values: the kernel's from `kernel_values`, for inference on a CPU.
 
   Returns:
     (N, ceil(H / stride), ceil(W / stride), O).
   """
+  if values is not None:
+    return winograd.convolve(x, values, dilation)
   if kernel.shape[:2] == (1, 1):
     # A product over channels: faster than a convolution on CPU and TPU.
     return _product(x[:, ::stride, ::stride], kernel[0, 0])
   return _spatial_conv(x, kernel, stride, dilation)
+
+
+def kernel_values(x: Array, kernel: Array, stride: int = 1,
+                  dilation: int = 1) -> Array | None:
+  """What a CPU's `conv2d` of maps like x makes of the kernel alone, if it does.
+
+  Where a kernel serves more than once this is worth keeping.
+  """
+  m = _tile(x, kernel, stride, dilation, _ROWS_TO_READ_A_KERNEL)
+  return winograd.kernel_values(kernel, m) if m else None
+
+
+def by_itself(function):
+  """`function`, kept apart from what XLA fuses around it.
+
+  On CPUs it computes cheap things again in all that uses them: each block's
+  sum with those of all blocks before it.
+  """
+  @jax.jit
+  def apart(*args):
+    with set_xla_metadata(inlineable=None):  # What it calls is a part of it.
+      return function(*args)
+
+  def call(*args):
+    with set_xla_metadata(inlineable="false"):
+      return apart(*args)
+  return call
+
+
+def add_relu(x: Array, y: Array) -> Array:
+  """relu(x + y): how a residual block ends."""
+  return jax.lax.platform_dependent(
+      x, y, cpu=by_itself(_add_relu), default=_add_relu)
+
+
+def _add_relu(x, y):
+  return jax.nn.relu(x + y)
 
 
 def _plain_product(x, kernel):
@@ -75,7 +122,8 @@ def _spatial_conv(x, kernel, stride, dilation):
     return native(x, kernel)
   return jax.lax.platform_dependent(
       x, kernel, default=native,
-      cpu=lambda x, k: winograd.convolve(x, k, dilation, m))
+      cpu=lambda x, k: winograd.convolve(
+          x, winograd.kernel_values(k, m), dilation))
 
 
 def _spatial_conv_fwd(x, kernel, stride, dilation):
@@ -103,7 +151,8 @@ def _spatial_conv_bwd(stride, dilation, residuals, dy):
   # The gradient by the input is a convolution with the turned kernel.
   dx = jax.lax.platform_dependent(
       kernel, dy, default=native_dx,
-      cpu=lambda k, dy: winograd.convolve(dy, k, dilation, m, turned=True))
+      cpu=lambda k, dy: winograd.convolve(
+          dy, winograd.kernel_values(k, m, turned=True), dilation, turned=True))
   dkernel = jax.lax.platform_dependent(
       x, dy, default=native_dkernel,
       cpu=lambda x, dy: winograd.kernel_gradient(x, dy, dilation, m))
@@ -120,11 +169,11 @@ def _native_conv(x: Array, kernel: Array, stride: int, dilation: int) -> Array:
       dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def _tile(x, kernel, stride, dilation) -> int:
+def _tile(x, kernel, stride, dilation, kernel_rows=_ROWS_TO_TRANSFORM) -> int:
   """The side of Winograd's tiles, or 0 where a plain convolution is quicker.
 
-  By the rows of the matrix products, where transforming the kernel costs as
-  much as 130 rows more (measured). bfloat16 has too few digits for it.
+  By the rows of the matrix products, where the kernel costs as much as
+  `kernel_rows` more. bfloat16 has too few digits for it.
   """
   if (kernel.shape[:2] != (3, 3) or stride > 1 or x.dtype.itemsize < 4
       or min(kernel.shape[2:]) < 64):
@@ -133,7 +182,7 @@ def _tile(x, kernel, stride, dilation) -> int:
 
   def cost(m):
     tiles = (-(-size // (m * dilation)) * dilation for size in (height, width))
-    return (m + 2)**2 * (n * math.prod(tiles) + 130)
+    return (m + 2)**2 * (n * math.prod(tiles) + kernel_rows)
 
   m = min((2, 4), key=cost)
   return m if cost(m) < 9 * n * height * width else 0

@@ -13,15 +13,28 @@ import jax
 import jax.numpy as jnp
 
 from psp_jax.models import pairs
-from psp_jax.models.convolution import conv2d
+from psp_jax.models.convolution import conv2d, kernel_values
 
 Array = jax.Array
+
+PREPACKED = "prepacked"  # The collection of what inference need not repeat.
 
 # Kaiming normal over fan-out: what ResNet backbones start from.
 kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # torch.nn.Conv2d's own default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)): semseg
 # leaves the pyramid and the heads at it.
 torch_uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def prepacked(module: nn.Module, name: str, make: Callable[[], Any]):
+  """What `psp_jax.models.prepack` has put into the variables, or None.
+
+  While it does so, `make()`, which is of the parameters alone.
+  """
+  if (module.is_mutable_collection(PREPACKED)
+      and not module.is_initializing()):
+    module.put_variable(PREPACKED, name, make())
+  return module.get_variable(PREPACKED, name)
 
 
 def avg_pool_2x2(x: Array, stride: int) -> Array:
@@ -57,7 +70,10 @@ class Conv(nn.Module):
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     if self.convolve is None:
-      y = conv2d(x, kernel, self.stride, self.dilation)
+      geometry = self.stride, self.dilation
+      values = prepacked(
+          self, "values", lambda: kernel_values(x, kernel, *geometry))
+      y = conv2d(x, kernel, *geometry, values)
     else:
       y = self.convolve(x, kernel)
     if self.use_bias:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from psp_jax.models import phases
-from psp_jax.models.convolution import along_both_axes, taps_of
+from psp_jax.models.convolution import along_both_axes, by_itself, taps_of
 
 
 def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
@@ -105,9 +105,25 @@ def resize(x: jax.Array, height: int, width: int,
   """Bilinear: (N, h, w, C) -> (N, height, width, C)."""
   if x.shape[1:3] == (height, width):
     return x
-  return along_both_axes(
-      x, interpolation_matrix(x.shape[1], height, align_corners),
-      interpolation_matrix(x.shape[2], width, align_corners))
+  sizes = zip(x.shape[1:3], (height, width))
+
+  def by_taps(x):
+    for axis, size in enumerate((height, width), 1):
+      x = _interpolate(x, axis, *interpolation_taps(
+          x.shape[axis], size, align_corners))
+    return x
+
+  return jax.lax.platform_dependent(
+      x, cpu=by_itself(by_taps), default=lambda x: along_both_axes(
+          x, *(interpolation_matrix(*each, align_corners) for each in sizes)))
+
+
+def _interpolate(x, axis, low, high, weight):
+  shape = [1] * x.ndim
+  shape[axis] = -1
+  weight = jnp.asarray(weight, x.dtype).reshape(shape)
+  return (jnp.take(x, low, axis) * (1 - weight)
+          + jnp.take(x, high, axis) * weight)
 
 
 def conv_of_upsampled(z: jax.Array, kernel: jax.Array, height: int,

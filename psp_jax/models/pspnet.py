@@ -7,6 +7,7 @@ is exact and the kernel keeps its published layout, (3, 3, 4096, 512).
 """
 
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -15,11 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from psp_jax.models import phases, pooling
-from psp_jax.models.convolution import conv2d
+from psp_jax.models.convolution import conv2d, kernel_values
 from psp_jax.models.layers import (
   BatchNorm,
   Conv,
   ConvBNReLU,
+  prepacked,
   torch_uniform,
 )
 from psp_jax.models.resnet import ResNet
@@ -64,17 +66,17 @@ class PyramidHead(nn.Module):
                         (self.fuse_size, self.fuse_size, fused,
                          self.features), jnp.float32)
     kernel = kernel.astype(self.dtype)
-    part = kernel[:, :, :channels]
+    ends = itertools.accumulate(z.shape[-1] for z in (x, *branches))
+    part, *parts = jnp.split(kernel, list(ends)[:-1], 2)
     if self.num_phases and self.fuse_size > 1:
       y = phases.conv(x, part, num_phases)
     else:
-      y = conv2d(x, part)
-    start = channels
-    for z in branches:
-      part = kernel[:, :, start:start + z.shape[-1]]
+      y = conv2d(x, part, values=prepacked(
+          self, "values", lambda: kernel_values(x, part)))
+    parts = prepacked(self, "parts", lambda: parts) or parts
+    for z, part in zip(branches, parts, strict=True):
       y = y + pooling.conv_of_upsampled(
           z, part, height, width, self.align_corners, num_phases)
-      start += z.shape[-1]
     return nn.relu(BatchNorm(dtype=self.dtype, name="bn")(y, train))
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from psp_jax.models import pairs, phases
-from psp_jax.models.convolution import max_pool_3x3
+from psp_jax.models.convolution import add_relu, max_pool_3x3
 from psp_jax.models.layers import ConvBNReLU, avg_pool_2x2
 
 # depth -> (blocks of layer1..4, block kind). 10 and 14 are timm's one-block
@@ -60,7 +60,7 @@ class BasicBlock(nn.Module):
     if y.shape != x.shape:
       x = ConvBNReLU(self.features, 1, self.stride, relu=False,
                      dtype=self.dtype, name="downsample")(x, train)
-    return nn.relu(x + y)
+    return add_relu(x, y)
 
 
 class BottleneckBlock(nn.Module):
@@ -98,7 +98,7 @@ class BottleneckBlock(nn.Module):
         x, stride = avg_pool_2x2(x, stride), 1
       x = ConvBNReLU(self.features, 1, stride, relu=False,
                      dtype=self.dtype, name="downsample")(x, train)
-    return nn.relu(x + y)
+    return add_relu(x, y)
 
 
 class ResNet(nn.Module):

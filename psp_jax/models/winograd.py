@@ -11,6 +11,7 @@ nothing.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -46,27 +47,33 @@ def matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return a, g, np.where(np.abs(b) < 1e-12, 0, b)
 
 
-def convolve(x: Array, kernel: Array, dilation: int, m: int,
+def kernel_values(kernel: Array, m: int, turned: bool = False) -> Array:
+  """G k G^T: (3, 3, C, O) to ((m + 2)^2, C, O), or of the kernel upside down.
+
+  m is the output tile's side, 2 or 4.
+  """
+  g = np.kron(*[matrices(m)[1]] * 2)
+  return _times(g[:, ::-1] if turned else g,
+                kernel.reshape(9, *kernel.shape[2:]))
+
+
+def convolve(x: Array, values: Array, dilation: int,
              turned: bool = False) -> Array:
   """The convolution of stride 1, padded with zeros to keep the size.
 
   Args:
     x: (N, H, W, C).
-    kernel: (3, 3, C, O).
+    values: ((m + 2)^2, C, O), the kernel's.
     dilation: of both axes.
-    m: the output tile's side, 2 or 4.
-    turned: the kernel is (3, 3, O, C) and upside down, as in the gradient by
-      the input.
+    turned: `values` is ((m + 2)^2, O, C), as in the gradient by the input.
 
   Returns:
     (N, H, W, O).
   """
-  at, g, _ = matrices(m)
+  m = math.isqrt(len(values)) - 2
+  at = matrices(m)[0]
   n, height, width, _ = x.shape
   tiles, (h, w) = _input_tiles(x, dilation, m)
-  g = np.kron(g, g)
-  values = _times(g[:, ::-1] if turned else g,
-                  kernel.reshape(9, *kernel.shape[2:]))
   products = jnp.einsum("trc,toc->tro" if turned else "trc,tco->tro",
                         tiles, values)
   out = _times(np.kron(at, at), products)
