@@ -107,8 +107,13 @@ def get_config() -> ml_collections.ConfigDict:
   c.validation.num_images = 100
 
   c.checkpoint = ml_collections.ConfigDict()
-  c.checkpoint.every_steps = 1_000
-  c.checkpoint.keep = 3
+  c.checkpoint.every_steps = 1_000  # Validated steps are saved as well.
+  c.checkpoint.keep = 3  # The last ones; the best by mIoU stays too,
+  c.checkpoint.keep_every_steps = 0  # and those of multiples of this.
 
   c.log_every_steps = 50
+  c.non_finite = "stop"  # Or "skip" the steps that are NaN or infinite,
+  c.max_skipped_steps = 10  # so many in a row.
+  c.stall_seconds = 1_800  # Without a sign of life, then it ends; 0: never.
+  c.peer_timeout_seconds = 100  # Without one of another process, likewise.
   return c

@@ -24,6 +24,14 @@ class NonFiniteError(UserError):
   """Training produced NaN or Inf; no checkpoint holds it."""
 
 
+class StorageError(UserError):
+  """A folder that cannot be written, or that another run is using."""
+
+
+class Stopped(Exception):
+  """The run was told to stop, by the signal of this name, and has saved."""
+
+
 def check_choice(field: str, value, choices) -> None:
   """Raises ConfigError where config.`field` is none of `choices`."""
   if value not in choices:

@@ -22,6 +22,7 @@ from psp_jax import (
 )
 from psp_jax.data import input_pipeline
 from psp_jax.models import prepack
+from psp_jax.workdir import write_text
 
 _SAY_EVERY_SECONDS = 15
 # Images whose results the host has not fetched yet: the device stays busy.
@@ -84,7 +85,8 @@ class Evaluator:
         forward(variables, jax.device_put(windows, sharded)), first)
 
   def run(self, state, split, num_images: int | None = None,
-          keep: int = 0, on_prediction=None) -> tuple[np.ndarray, list]:
+          keep: int = 0, on_prediction=None,
+          alive=lambda doing: None) -> tuple[np.ndarray, list]:
     """Scores `split`, or an evenly spread subset of it.
 
     Args:
@@ -94,6 +96,7 @@ class Evaluator:
       keep: how many (image, truth, prediction) to keep for a contact sheet.
       on_prediction: called with every (record, (H, W) uint8 class ids) of
         this process, in no other; None saves the transfer from the device.
+      alive: called with what it is at, of every image; it may raise.
 
     Returns:
       The (C, C) int64 confusion matrix over all processes, and the kept.
@@ -130,10 +133,16 @@ class Evaluator:
                     f"{progress.duration(left)} left")
         said = now
 
-    records = input_pipeline.evaluation_records(split, mine, self._config)
+    def images():
+      for i, record in enumerate(input_pipeline.evaluation_records(
+          split, mine, self._config)):
+        alive(f"scoring image {i + 1} of {len(mine)}")
+        yield record, record["image"]
+
+    alive("scoring: waiting for the first image")
     for record, blocks in stitching.stitched(
-        self._forward, variables, ((r, r["image"]) for r in records),
-        self._num_classes, self.protocol, self._window_batch):
+        self._forward, variables, images(), self._num_classes, self.protocol,
+        self._window_batch):
       pending.append((record, *_score(
           blocks, record["label"], self._num_classes)))
       blocks.clear()  # They need not wait for the next image's.
@@ -176,7 +185,7 @@ def write_results(workdir, scores, taxonomy, protocol, num_images: int,
               taxonomy.class_names, scores.per_class_accuracy)},
       "num_images": num_images, "step": step,
       "protocol": protocol.as_json()} | (further or {})
-  (workdir / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
+  write_text(workdir / "eval.json", json.dumps(result, indent=2) + "\n")
   if kept:
     visualize.write_png(workdir / "contact_sheet.png",
                         visualize.contact_sheet(kept, taxonomy))

@@ -2,7 +2,7 @@
 
 Trains (and resumes), or evaluates. Without --config, the one that the workdir
 carries. Exit code 2 means that something must be mended first: one message
-says what.
+says what. 75: told to stop (SIGTERM, Ctrl-C), and saved; 70: it hung.
 """
 
 import gc
@@ -11,6 +11,7 @@ import pathlib
 import re
 import sys
 import time
+import traceback
 
 _BEGAN = time.monotonic()  # A few hundredths after the process.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -19,7 +20,8 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # Or it tells that it is.
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from psp_jax.errors import UserError  # noqa: E402
+from psp_jax import processes, stopping  # noqa: E402
+from psp_jax.errors import Stopped, UserError  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/; --config.field=value overrides")
@@ -32,9 +34,19 @@ _CACHE = flags.DEFINE_string(
     "compilation_cache", "auto", "Folder of compiled programs, for the next "
     "start; auto: that of JAX_COMPILATION_CACHE_DIR, or psp_jax/compiled in "
     "XDG_CACHE_HOME or ~/.cache; off: none")
+_ALLOWED = flags.DEFINE_list(
+    "allow_config_change", [], "Fields in which a run that goes on may differ "
+    "from its config.json, such as num_train_steps; all: any")
 
 
 def main(argv) -> None:
+  del argv
+  with stopping.Stop().listen() as stop:
+    _main(stop)
+
+
+def _main(stop) -> None:
+  stop.nothing_to_save()
   # Imports and tracing make hundreds of thousands of objects that stay; by
   # default the collector looks at them all again and again.
   gc.set_threshold(50_000)
@@ -45,12 +57,13 @@ def main(argv) -> None:
   name = f"{path.stem}_{argument}" if argument else path.stem
   workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)
   compilation_cache.enable(_CACHE.value)
+  processes.initialize(stop, _CONFIG.value.peer_timeout_seconds)
   if _MODE.value == "eval":
     train.evaluate_checkpoint(_CONFIG.value, workdir.absolute())
     return
   start = console.Start(_BEGAN)
   start.done("imports")
-  train.train(_CONFIG.value, workdir.absolute(), start)
+  train.train(_CONFIG.value, workdir.absolute(), start, stop, _ALLOWED.value)
 
 
 def _config_file() -> tuple[pathlib.Path, str]:
@@ -101,7 +114,25 @@ def run(command) -> None:
     app.run(command, flags_parser=_parse)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+    _leave(2)
+  except Stopped as stopped:
+    print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
+    _leave(stopping.EXIT_CODE)
+  except Exception as error:
+    if not processes.are_several():
+      raise
+    # Going on to JAX's farewell, it would wait for those that are gone.
+    traceback.print_exc()
+    print(f"error: {type(error).__name__}: {error}".splitlines()[0],
+          file=sys.stderr)
+    _leave(1)
+
+
+def _leave(code) -> None:
+  """At once: threads may wait for a disk, or for processes that are gone."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 if __name__ == "__main__":

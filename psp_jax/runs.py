@@ -3,6 +3,7 @@
 Trained here or converted from elsewhere makes no difference.
 """
 
+import contextlib
 import json
 import pathlib
 
@@ -10,12 +11,13 @@ import jax
 
 from psp_jax import checkpoint, saved_config, sharding, train_step
 from psp_jax.models import create_model
+from psp_jax.workdir import write_text
 
 
 def save_config(config, workdir: pathlib.Path) -> None:
   if jax.process_index() == 0:
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
-    (workdir / "config.json").write_text(text + "\n")
+    write_text(workdir / "config.json", text + "\n")
 
 
 def restore(config, workdir, step: int | None = None) -> train_step.TrainState:
@@ -31,9 +33,8 @@ def restore(config, workdir, step: int | None = None) -> train_step.TrainState:
   like = jax.tree.map(
       lambda s: jax.ShapeDtypeStruct(
           s.shape, s.dtype, sharding=sharding.replicated(mesh)), shapes)
-  state = checkpoints.restore(like, step)
-  checkpoints.close()
-  return state
+  with contextlib.closing(checkpoints):
+    return checkpoints.restore(like, step)
 
 
 def load(workdir, step: int | None = None):

@@ -41,3 +41,51 @@ def _tuples(value):
   if isinstance(value, dict):
     return {name: _tuples(item) for name, item in value.items()}
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+# What changes no bit, or no more than another number of devices, of the
+# weights that the steps to come lead to. Names of groups end in a point.
+FREE = (
+    "published", "model.pretrained", "model.layout", "model.remat",
+    "data.manual_dir", "data.data_dir", "data.workers", "data.num_threads",
+    "data.cache_gib", "mesh.", "eval.", "validation.", "checkpoint.",
+    "log_every_steps", "max_skipped_steps", "stall_seconds",
+    "peer_timeout_seconds")
+
+
+def check_unchanged(config, workdir, allowed=()) -> None:
+  """Whether a run goes on as it was.
+
+  Args:
+    config: of now.
+    workdir: with the config.json of then.
+    allowed: names of fields that may differ besides `FREE`; "all": any.
+
+  Raises:
+    ConfigError: another field differs; all that do are shown.
+  """
+  path = pathlib.Path(workdir) / "config.json"
+  if not path.exists():
+    return
+  then, now = (_flat(c.to_dict()) for c in (get_config(workdir), config))
+  free = (*FREE, *allowed)
+  changed = [name for name in now if then.get(name) != now[name]
+             and not name.startswith(tuple(f for f in free if f[-1:] == "."))
+             and name not in free]
+  if changed and "all" not in allowed:
+    shown = "".join(f"\n  config.{name}: {then.get(name)!r} then, "
+                    f"{now[name]!r} now" for name in changed)
+    raise ConfigError(
+        f"{workdir}: this run was started with another config:{shown}\nUse "
+        "another --workdir, or go on with what is new by "
+        f"--allow_config_change={','.join(changed)}")
+
+
+def _flat(config, prefix="") -> dict:
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flat(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat

@@ -5,13 +5,15 @@ import pathlib
 
 import jax
 
+from psp_jax.errors import StorageError
+
 
 class ScalarWriter:
   """Writes scalars in the workdir, through CLU, in a thread of its own.
 
   CLU imports TensorFlow, which takes seconds: nothing waits for that, and it
   begins with the first scalars, when the first step is done. What goes wrong
-  is raised by a later call.
+  is raised by a later call, as StorageError.
   """
 
   def __init__(self, workdir: pathlib.Path):
@@ -22,15 +24,26 @@ class ScalarWriter:
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
     while self._pending and self._pending[0].done():
-      self._pending.pop(0).result()
+      self._finished(self._pending.pop(0))
     self._pending.append(self._thread.submit(self._write, step, scalars))
 
   def close(self) -> None:
     """Waits until all is on disk."""
     self._pending.append(self._thread.submit(self._close))
-    for written in self._pending:
+    try:
+      for written in self._pending:
+        self._finished(written)
+    finally:
+      self._thread.shutdown()
+
+  def _finished(self, written):
+    try:
       written.result()
-    self._thread.shutdown()
+    except Exception as error:  # Of TensorFlow's own kinds.
+      raise StorageError(
+          f"{self._workdir}: TensorBoard's events cannot be written "
+          f"({str(error).splitlines()[0]}). Checkpoints are untouched: make "
+          "room or mend the disk, and start the same command again") from error
 
   def _write(self, step, scalars):
     if self._writer is None:

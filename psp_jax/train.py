@@ -1,8 +1,8 @@
 """A training run, read top to bottom."""
 
 import contextlib
-import math
 import pathlib
+import sys
 
 import jax
 
@@ -11,31 +11,59 @@ from psp_jax import (
   cityscapes_scores,
   console,
   evaluate,
+  history,
   losses,
+  non_finite,
   pretrained,
   runs,
+  saved_config,
   scalars,
   sharding,
+  stopping,
   submission,
   train_step,
+  watchdog,
 )
+from psp_jax import workdir as folder
 from psp_jax.data import augment, datasets, input_pipeline
-from psp_jax.errors import ConfigError, NonFiniteError
+from psp_jax.errors import ConfigError, Stopped, check_choice
 from psp_jax.models import create_model
 
 
 def train(config, workdir: pathlib.Path,
-          start: console.Start | None = None) -> None:
+          start: console.Start | None = None,
+          stop: stopping.Stop | None = None, allowed_changes=()) -> None:
   """Trains to `config.num_train_steps`, then evaluates.
 
-  Started again on the same workdir it goes on from the last checkpoint.
-  `start` is what the process did before; without, the clock starts here.
+  Started again on the same workdir it goes on from the last checkpoint, and
+  ends with the bits of a run that nothing disturbed.
+
+  Args:
+    config: what to do.
+    workdir: where, one run at a time.
+    start: what the process did before; without, the clock starts here.
+    stop: what tells it to stop; without, it listens for signals itself.
+    allowed_changes: config fields that may differ from what the run had, as
+      `saved_config.check_unchanged` takes them.
 
   Raises:
     UserError: what is wrong and what to do; no earlier checkpoint is touched.
+    Stopped: it was told to, and has saved.
   """
-  # ---- What can be refused before any work is done.
+  if stop is None:
+    with stopping.Stop().listen() as stop:
+      train(config, workdir, start, stop, allowed_changes)
+    return
   start = start or console.Start()
+  stop.nothing_to_save()
+  with folder.locked(workdir), contextlib.closing(
+      watchdog.Watchdog(config.stall_seconds)) as dog:
+    _train(config, workdir, start, stop, dog, allowed_changes)
+
+
+def _train(config, workdir, start, stop, dog, allowed_changes):
+  # ---- What can be refused before any work is done.
+  dog.hears("starting")
   mesh = sharding.create_mesh(config.mesh.data, config.mesh.space)
   sharding.check_batch(config.global_batch_size, mesh)
   sharding.check_crop(config.data.crop_size, mesh)
@@ -43,6 +71,7 @@ def train(config, workdir: pathlib.Path,
   augment.check(config)
   input_pipeline.check(config)
   input_pipeline.check_shared_memory(config)
+  check_choice("non_finite", config.non_finite, ("stop", "skip"))
   settle_classes(config, datasets.taxonomy(config))
   model = create_model(config)
   evaluator = evaluate.Evaluator(model, config)
@@ -57,17 +86,23 @@ def train(config, workdir: pathlib.Path,
   start.done("data")
 
   # ---- State: pretrained or random, then the last checkpoint if there is one.
+  dog.hears("making the first weights")
   variables = train_step.initialize(model, config)
   if config.model.pretrained:
     variables = pretrained.load(config.model.pretrained, variables, config)
   state = train_step.create_train_state(model, config, variables)
   state = jax.device_put(state, sharding.replicated(mesh))
-  workdir.mkdir(parents=True, exist_ok=True)
-  checkpoints = checkpoint.Checkpoints(workdir, config.checkpoint.keep)
-  resumed = checkpoints.latest_step() is not None
+  checkpoints = checkpoint.Checkpoints(
+      workdir, config.checkpoint.keep, config.checkpoint.keep_every_steps,
+      lambda: validations.best_step())
+  resumed = checkpoints.steps()
   if resumed:  # A converted network is a checkpoint of step 0.
-    state = checkpoints.restore(state)
+    if resumed[-1]:
+      saved_config.check_unchanged(config, workdir, allowed_changes)
+    dog.hears("reading the last checkpoint")
+    state = checkpoints.restore(state, repair=True)
   first_step = int(state.step)
+  validations = history.History(workdir, first_step)
   runs.save_config(config, workdir)
   start.done("weights")
 
@@ -87,29 +122,42 @@ def train(config, workdir: pathlib.Path,
 
   # ---- The steps, then the score.
   writer = scalars.ScalarWriter(workdir)
+  guard = non_finite.Guard(config, workdir, train_split, state.params)
   reader = input_pipeline.train_batches(train_split, config, first_step)
   batches = sharding.prefetch_to_mesh(reader, mesh)
 
+  def alive(doing):
+    dog.hears(doing)
+    stop.check()
+
   def validate(state):
     confusion, _ = evaluator.run(
-        state, validation_split, config.validation.num_images)
+        state, validation_split, config.validation.num_images, alive=alive)
     return evaluate.score(confusion, config)
 
   with contextlib.closing(writer):  # What it has is written, come what may.
     try:
       with contextlib.closing(reader):  # Or its processes live on.
-        state = run_steps(config, state, step_fn, batches, checkpoints,
-                          validate, writer, start)
+        state = run_steps(config, state, step_fn, batches, guard, checkpoints,
+                          validate, validations, writer, start, stop, dog)
     finally:
-      checkpoints.close()  # Waits for the save under way, whatever happened.
-    finish(evaluator, state, eval_split, config, workdir, writer)
+      # Waits for the save under way, whatever happened; but of several
+      # processes others may be gone, and what they save together never ends.
+      failed = sys.exc_info()[0]
+      if jax.process_count() == 1 or failed in (None, Stopped):
+        dog.hears("waiting for a checkpoint to be written")
+        checkpoints.close()
+    finish(evaluator, state, eval_split, config, workdir, writer, alive)
 
 
-def run_steps(config, state, step_fn, batches, checkpoints, validate, writer,
-              start):
+def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
+              validations, writer, start, stop, dog):
   """From `state.step` to the last: train, report, save, validate.
 
   Step s is checked while step s + 1 runs on the device.
+
+  Raises:
+    Stopped: it was told to; the last step that is done is saved.
   """
   first_step = int(state.step)
   progress = console.Progress(
@@ -117,15 +165,18 @@ def run_steps(config, state, step_fn, batches, checkpoints, validate, writer,
   pending = None
   for step in range(first_step + 1, config.num_train_steps + 1):
     first, last = step == first_step + 1, step == config.num_train_steps
-    state, metrics = step_fn(state, next(batches))
+    dog.hears(f"waiting for the batch of step {step}")
+    batch = next(batches)
+    dog.hears("compiling the step" if first else f"waiting for step {step}")
+    state, metrics = step_fn(state, batch)
     if first:
       start.done("batch and compile")
     if pending is not None:
-      check_finite(*pending)
+      guard.check(*pending)
     pending = step, metrics
 
     if _due(step, config.log_every_steps) or first or last:
-      values = check_finite(*pending)
+      values = guard.check(*pending)
       if first:
         start.done("step")
         console.say(start.line())
@@ -134,16 +185,25 @@ def run_steps(config, state, step_fn, batches, checkpoints, validate, writer,
           values, images_per_second=progress.images_per_second(step)))
     if first:
       progress.start(step)  # After the compilation.
+      stop.nothing_to_save(False)
 
-    if _due(step, config.checkpoint.every_steps) or last:
-      check_finite(*pending)
+    leaving = stop.asked(step) and not last
+    validating = _due(step, config.validation.every_steps) and not last
+    if (_due(step, config.checkpoint.every_steps) or last or leaving
+        or validating):
+      guard.check(*pending)
+      dog.hears(f"saving step {step}")
       paused_at = progress.pause()
       checkpoints.save(state)
       progress.resume(paused_at)
+    if leaving:
+      checkpoints.wait()
+      raise Stopped(f"saved step {step:,}")
 
-    if _due(step, config.validation.every_steps) and not last:
+    if validating:
       paused_at = progress.pause()
       scores = validate(state)
+      validations.add(step, scores)
       console.say(f"validation {console.summary(scores)}")
       writer.write_scalars(step, {"validation/miou": scores.miou})
       progress.resume(paused_at)
@@ -167,7 +227,8 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
     finish(evaluator, state, split, config, workdir, writer)
 
 
-def finish(evaluator, state, split, config, workdir, writer) -> None:
+def finish(evaluator, state, split, config, workdir, writer,
+           alive=lambda doing: None) -> None:
   """The evaluation that ends a run: console and files in workdir."""
   step = int(state.step)
   console.say(f"evaluation of step {step:,} on {config.data.name} "
@@ -187,7 +248,7 @@ def finish(evaluator, state, split, config, workdir, writer) -> None:
 
   confusion, kept = evaluator.run(
       state, split, config.eval.num_images, config.eval.contact_sheet_images,
-      use if uses else None)
+      use if uses else None, alive)
   scores = evaluate.score(confusion, config)
   further = {}
   if split.has_instances:
@@ -235,22 +296,6 @@ def check_scorable(config, split) -> None:
         f"config.eval.split={config.eval.split!r}: its images have no masks; "
         "name another split, or write the predictions for its server with "
         "config.eval.write_predictions=True")
-
-
-def check_finite(step: int, metrics) -> dict[str, float]:
-  """The metrics as floats; waits for the step.
-
-  Raises:
-    NonFiniteError: the loss or the gradient is NaN or infinite.
-  """
-  values = {name: float(value) for name, value in metrics.items()}
-  for name in ("loss", "grad_norm"):
-    if not math.isfinite(values[name]):
-      raise NonFiniteError(
-          f"{name} is {values[name]} at step {step}, learning rate "
-          f"{values['learning_rate']:.3g}: stopped; the checkpoints before it "
-          "are good. Lower config.optimizer.base_lr and start again")
-  return values
 
 
 def _due(step: int, every: int) -> bool:

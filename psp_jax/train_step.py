@@ -46,9 +46,13 @@ def train_step(state: TrainState, batch, *, model, config):
 
   Dropout's key derives from (seed, step), so a resumed run draws the same.
 
+  With `config.non_finite` "skip" a step whose loss or gradient is not finite
+  changes nothing but the step's number.
+
   Returns:
-    The next state and scalar metrics: loss, main_loss, aux_loss,
-    learning_rate, grad_norm, pixel_accuracy (of the crops).
+    The next state and metrics: the scalars loss, main_loss, aux_loss,
+    learning_rate, grad_norm, pixel_accuracy (of the crops), and finite_grads,
+    of each array of parameters in tree order whether its gradient is finite.
   """
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
   images, labels = normalize(batch["image"]), batch["label"]
@@ -71,12 +75,21 @@ def train_step(state: TrainState, batch, *, model, config):
   updates, opt_state = optimizers.create_optimizer(config).update(
       grads, state.opt_state, state.params)
 
+  squares = jnp.stack([jnp.sum(g**2) for g in jax.tree.leaves(grads)])
   metrics = dict(
-      parts, loss=loss, grad_norm=optax.tree.norm(grads),
+      parts, loss=loss, grad_norm=jnp.sqrt(squares.sum()),
+      finite_grads=jnp.isfinite(squares),
       learning_rate=optimizers.poly_schedule(config)(state.step))
   next_state = TrainState(
       step=state.step + 1, params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats, opt_state=opt_state)
+  if config.non_finite == "skip":
+    finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+    # Counters go on, the optimizer's of its schedule too.
+    next_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old)
+        if jnp.issubdtype(new.dtype, jnp.floating) else new,
+        next_state, state)
   return next_state, metrics
 
 

@@ -99,6 +99,20 @@ def tiny_config(camvid_folder, data_dir):
 
 
 @pytest.fixture
+def tiny_flags(tiny_config):
+  """Flags that turn configs/camvid.py into `tiny_config`, or nearly."""
+  flat = {
+      "data.manual_dir": tiny_config.data.manual_dir,
+      "data.data_dir": tiny_config.data.data_dir, "data.allow_partial": True,
+      "data.crop_size": 33, "data.num_threads": 2, "global_batch_size": 4,
+      "model.depth": 10, "model.width_multiplier": 0.0625,
+      "checkpoint.every_steps": 5, "checkpoint.keep": 1000,
+      "validation.num_images": 2, "log_every_steps": 1}
+  return ["--config=configs/camvid.py:cpu",  # Its argument is passed on.
+          *(f"--config.{k}={v}" for k, v in flat.items())]
+
+
+@pytest.fixture
 def as_nobody(tmp_path, tmp_path_factory):
   """A context in which root, who may read everything, is someone else."""
   top = tmp_path_factory.getbasetemp().parent  # pytest's own are closed.

@@ -1,10 +1,12 @@
 """Checkpoints come back bit for bit, and only into their own architecture."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 
-from psp_jax import train_step
+from psp_jax import checkpoint, sharding, train_step
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.errors import CheckpointError
 from psp_jax.models import create_model
@@ -72,3 +74,139 @@ def test_absent_checkpoints_are_errors_and_make_no_folder(
   checkpoints.close()
   with pytest.raises(CheckpointError, match=r"of step 7; it has steps \[1\]"):
     Checkpoints.existing(tmp_path).restore(state, 7)
+
+
+# ---- Damage.
+
+
+@pytest.fixture
+def two(tiny_config, tmp_path):
+  """(workdir, state) with checkpoints of the steps 1 and 2."""
+  state = _state(tiny_config, 1)
+  checkpoints = Checkpoints(tmp_path / "run")
+  checkpoints.save(state)
+  checkpoints.save(_state(tiny_config, 2))
+  checkpoints.close()
+  return tmp_path / "run", state
+
+
+def _chunk(folder):
+  """The file with most of the arrays' bytes."""
+  return max((p for p in (folder / "state").rglob("*") if p.is_file()),
+             key=lambda p: p.stat().st_size)
+
+
+def _truncate(folder):
+  chunk = _chunk(folder)
+  chunk.write_bytes(chunk.read_bytes()[:chunk.stat().st_size // 2])
+
+
+def _flip(folder):
+  chunk = _chunk(folder)
+  content = bytearray(chunk.read_bytes())
+  content[len(content) // 3] ^= 1
+  chunk.write_bytes(content)
+
+
+def _unfinished(folder):
+  shutil.rmtree(folder)
+  (folder / "state").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (_truncate, "it cannot be read"),
+    (_flip, "not the values that were saved: params/backbone/"),
+    (lambda folder: shutil.rmtree(folder / "state"), '"state" was not found'),
+    (lambda folder: shutil.rmtree(folder / "digests"),
+     "its digests cannot be read"),
+    (lambda folder: (folder / "state" / "_METADATA").unlink(),
+     "it cannot be read"),
+    (_unfinished, "its digests cannot be read"),
+], ids=["truncated", "flipped", "no state", "no digests", "no metadata",
+        "unfinished"])
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(
+    two, damage, words, capsys):
+  workdir, first = two
+  damage(workdir / "checkpoints" / "2")
+  # Who only reads changes nothing.
+  restored = Checkpoints.existing(workdir).restore(first)
+  assert int(restored.step) == 1
+  said = capsys.readouterr().err
+  assert f"{workdir / 'checkpoints' / '2'} is damaged" in said
+  assert words in said
+  assert (workdir / "checkpoints" / "2").exists()
+  with pytest.raises(CheckpointError, match="of step 2 is damaged"):
+    Checkpoints.existing(workdir).restore(first, 2)
+
+  checkpoints = Checkpoints(workdir)
+  restored = checkpoints.restore(first, repair=True)
+  jax.tree.map(np.testing.assert_array_equal, restored, first)
+  assert (workdir / "damaged" / "2").exists() and checkpoints.steps() == [1]
+  checkpoints.save(first.replace(step=jax.numpy.int32(2)))  # Its turn again.
+  checkpoints.close()
+  again = Checkpoints.existing(workdir).restore(first)
+  assert int(again.step) == 2
+
+
+def test_where_none_is_whole_nothing_is_begun_anew(two):
+  workdir, state = two
+  for step in "12":
+    _truncate(workdir / "checkpoints" / step)
+  with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+    Checkpoints(workdir).restore(state, repair=True)
+  assert len(list((workdir / "checkpoints").iterdir())) == 2
+
+
+def test_a_save_that_was_cut_off_is_no_checkpoint(two):
+  workdir, state = two
+  shutil.copytree(workdir / "checkpoints" / "2",
+                  workdir / "checkpoints" / "3.orbax-checkpoint-tmp")
+  assert Checkpoints.existing(workdir).steps() == [1, 2]
+  assert int(Checkpoints.existing(workdir).restore(state).step) == 2
+  Checkpoints(workdir).close()  # A run takes it away, a reader does not.
+  assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize(("keep", "every", "best", "expected"), [
+    (2, 0, None, [5, 6]), (1, 3, None, [3, 6]), (1, 0, 2, [2, 6]),
+    (None, 0, None, [1, 2, 3, 4, 5, 6]), (0, 4, 1, [1, 4]),
+    (2, 2, 5, [2, 4, 5, 6])])
+def test_which_checkpoints_stay(keep, every, best, expected):
+  steps = [1, 2, 3, 4, 5, 6]
+  stays = checkpoint.kept(steps, keep, every, best)
+  assert [s for s, stay in zip(steps, stays, strict=True) if stay] == expected
+
+
+def test_the_best_stays_while_it_is_the_best(tiny_config, tmp_path):
+  best = [1]
+  checkpoints = Checkpoints(tmp_path, 1, 0, lambda: best[0])
+  for step in (1, 2, 3):
+    checkpoints.save(_state(tiny_config, step))
+    checkpoints.wait()
+  assert checkpoints.steps() == [1, 3]
+  best[0] = 3
+  checkpoints.save(_state(tiny_config, 4))
+  checkpoints.wait()
+  assert checkpoints.steps() == [3, 4]
+  checkpoints.close()
+
+
+# ---- Devices.
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (2, 2)])
+def test_another_mesh_reads_the_same_bits(tiny_config, tmp_path, shape):
+  devices = jax.devices()
+
+  def on(data, space):
+    mesh = sharding.create_mesh(data, space, devices[:data * space])
+    return sharding.replicated(mesh)
+
+  state = jax.device_put(_state(tiny_config, 4), on(4, 1))
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(state)
+  checkpoints.close()
+  like = jax.device_put(_state(tiny_config, 9), on(*shape))
+  restored = Checkpoints.existing(tmp_path).restore(like)
+  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  assert all(x.sharding == on(*shape) for x in jax.tree.leaves(restored))

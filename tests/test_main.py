@@ -86,27 +86,13 @@ def test_tensorflow_is_not_there_before_the_first_step(tiny_config, tmp_path):
   assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture
-def overrides(tiny_config):
-  """Flags that turn configs/camvid.py into `tiny_config`."""
-  flat = {
-      "data.manual_dir": tiny_config.data.manual_dir,
-      "data.data_dir": tiny_config.data.data_dir, "data.allow_partial": True,
-      "data.crop_size": 33, "data.num_threads": 2, "global_batch_size": 4,
-      "model.depth": 10, "model.width_multiplier": 0.0625,
-      "checkpoint.every_steps": 5, "checkpoint.keep": 1000,
-      "validation.num_images": 2, "log_every_steps": 1}
-  return ["--config=configs/camvid.py:cpu",  # Its argument is passed on.
-          *(f"--config.{k}={v}" for k, v in flat.items())]
-
-
-def test_killed_and_started_again_it_goes_on(overrides, tmp_path):
+def test_killed_and_started_again_it_goes_on(tiny_flags, tmp_path):
   """SIGKILL after a checkpoint; the end is that of an undisturbed run."""
   steps = ["--config.num_train_steps=60"]
-  straight = _main(*overrides, *steps, f"--workdir={tmp_path / 'straight'}")
+  straight = _main(*tiny_flags, *steps, f"--workdir={tmp_path / 'straight'}")
   assert straight.returncode == 0, straight.stderr
 
-  killed = [*overrides, *steps, f"--workdir={tmp_path / 'killed'}"]
+  killed = [*tiny_flags, *steps, f"--workdir={tmp_path / 'killed'}"]
   process = subprocess.Popen(_command(*killed), cwd=ROOT,
                              stdout=subprocess.PIPE, text=True)
   deadline = time.monotonic() + 120

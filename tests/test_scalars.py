@@ -4,6 +4,7 @@ import clu.metric_writers
 import pytest
 
 from psp_jax import scalars
+from psp_jax.errors import StorageError
 
 
 class _Writer:
@@ -38,7 +39,7 @@ def test_what_goes_wrong_is_raised(monkeypatch, tmp_path):
                       lambda *_, **__: _Writer(fail=True))
   writer = scalars.ScalarWriter(tmp_path)
   writer.write_scalars(1, {"loss": 1.0})
-  with pytest.raises(OSError, match="no room"):
+  with pytest.raises(StorageError, match="written .no room"):
     writer.close()
 
 

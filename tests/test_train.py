@@ -74,10 +74,10 @@ def test_the_console_tells_what_runs_and_how_it_goes(finished):
 def test_resuming_changes_nothing(finished, tiny_config, tmp_path, capsys):
   workdir, _ = finished
   shutil.copytree(workdir, tmp_path / "cut")
-  for step in (4, 6):  # As if it had been killed after step 2.
+  for step in (4, 6):  # As if it had been killed after step 3, validated.
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step))
   train.train(tiny_config, tmp_path / "cut")
-  assert "resumed    from the checkpoint of step 2" in capsys.readouterr().out
+  assert "resumed    from the checkpoint of step 3" in capsys.readouterr().out
   jax.tree.map(np.testing.assert_array_equal,
                _restore(tiny_config, tmp_path / "cut"),
                _restore(tiny_config, workdir))

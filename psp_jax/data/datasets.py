@@ -66,7 +66,7 @@ class Split:
     return len(self._records)
 
   def __getitem__(self, index):
-    record = self._records[index]
+    record = self._read(index)
     name = record["name"].decode()
     image = decode.decode_image(record["image"], name)
     if record["label"]:
@@ -81,7 +81,17 @@ class Split:
 
   def encoded(self, index) -> dict[str, bytes]:
     """The record as it is stored."""
-    return self._records[index]
+    return self._read(index)
+
+  def _read(self, index):
+    try:
+      return self._records[index]
+    except (RuntimeError, OSError, ValueError) as error:
+      raise DataError(
+          f"record {index} of a prepared dataset cannot be read "
+          f"({str(error).splitlines()[0]}); prepare it anew: remove its folder "
+          "from config.data.data_dir (~/tensorflow_datasets/psp_jax) and start "
+          "again") from error
 
 
 class _Union:

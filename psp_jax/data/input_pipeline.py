@@ -120,6 +120,15 @@ def train_dataset(split, config, process_index: int | None = None,
       [process_index::process_count])
 
 
+def record_indices(split, config, step: int) -> list[int]:
+  """Of the records in the whole batch with which step `step` + 1 is made."""
+  indices = grain.MapDataset.source(range(len(split))).seed(
+      config.seed).shuffle().repeat()
+  start = step * config.global_batch_size
+  return [int(indices[i])
+          for i in range(start, start + config.global_batch_size)]
+
+
 def train_batches(split, config, start_step: int,
                   process_index: int | None = None,
                   process_count: int | None = None):

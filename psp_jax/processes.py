@@ -1,0 +1,64 @@
+"""Several processes as one program: JAX's own distributed runtime."""
+
+import glob
+import importlib.util
+import os
+import sys
+
+from psp_jax.errors import ConfigError
+
+# Set by hand, or by a launcher that JAX does not know.
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def initialize(stop, peer_timeout_seconds: int) -> None:
+  """Joins the other processes of this run, if there are any.
+
+  They are found by the three variables, or as JAX finds them on Cloud TPUs,
+  Slurm and Open MPI; else this process is the only one.
+
+  Args:
+    stop: a `stopping.Stop`, which then leaves SIGTERM to the runtime.
+    peer_timeout_seconds: after which a silent process ends all others.
+
+  Raises:
+    ConfigError: some of the variables are set, but not all, or not rightly.
+  """
+  options = dict(heartbeat_timeout_seconds=peer_timeout_seconds,
+                 shutdown_timeout_seconds=peer_timeout_seconds)
+  given = {name: os.environ.get(name) for name in _VARIABLES}
+  if any(given.values()):
+    try:
+      options |= dict(
+          coordinator_address=given[_VARIABLES[0]].strip(),
+          num_processes=int(given[_VARIABLES[1]]),
+          process_id=int(given[_VARIABLES[2]]))
+    except (AttributeError, TypeError, ValueError) as error:
+      shown = ", ".join(f"{k}={v}" for k, v in given.items())
+      raise ConfigError(f"{shown}: set all three, as host:port and two "
+                        "numbers, or none") from error
+  elif not _on_a_cluster():
+    return
+  import jax  # Late: a mistake in a flag is told without it.
+  stop.share()
+  jax.distributed.initialize(**options)
+
+
+def are_several() -> bool:
+  """Whether other processes may wait for this one."""
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.process_count() > 1
+
+
+def _on_a_cluster() -> bool:
+  """Where `jax.distributed.initialize` finds out by itself."""
+  if int(os.environ.get("SLURM_NTASKS") or 1) > 1:
+    return "SLURM_PROCID" in os.environ  # Started by srun.
+  if "OMPI_MCA_orte_hnp_uri" in os.environ:
+    return True
+  if os.environ.get("JAX_PLATFORMS", "tpu").startswith("cpu"):
+    return False
+  # On a TPU machine even one process gains: preemption notices reach it.
+  return importlib.util.find_spec("libtpu") is not None and any(
+      glob.glob(pattern) for pattern in ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*")
+  )

@@ -1,0 +1,75 @@
+"""Runs of `python -m psp_jax.main`, to be killed, told and starved."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+# What a shell starts in the background ignores Ctrl-C, and so would its run.
+_HEARING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@contextlib.contextmanager
+def starting(flags, folder):
+  """A function (more flags, environment) -> process; none outlives it.
+
+  A process has `told()`, what it wrote to stderr.
+  """
+  started = []
+
+  def run(*more, **environment):
+    number = len(started)
+    with open(folder / f"stderr{number}", "w") as stderr:
+      process = subprocess.Popen(
+          [sys.executable, "-c", _HEARING, "-m", "psp_jax.main", *flags,
+           *more], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=stderr,
+          env=os.environ | environment)
+    process.told = lambda: (folder / f"stderr{number}").read_text()
+    started.append(process)
+    return process
+
+  try:
+    yield run
+  finally:
+    for process in started:
+      with contextlib.suppress(ProcessLookupError):
+        process.kill()
+      process.stdout.close()
+      process.wait()
+
+
+def lines_until(process, start: str) -> list[str]:
+  """What it says until a line begins so."""
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if line.startswith(start):
+      return lines
+  raise AssertionError(f"no {start!r}: {lines} {process.told()}")
+
+
+def two_processes() -> list[dict[str, str]]:
+  """Environments of two processes that find each other."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  return [{"JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+           "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+          for i in range(2)]
+
+
+def steps_of(workdir) -> list[int]:
+  folder = workdir / "checkpoints"
+  return sorted(int(p.name) for p in folder.iterdir()
+                if p.name.isdigit()) if folder.exists() else []
+
+
+def is_whole(workdir, step: int) -> bool:
+  return (workdir / "checkpoints" / str(step) / "digests").is_dir()
