@@ -21,7 +21,12 @@ from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from psp_jax import processes, stopping  # noqa: E402
-from psp_jax.errors import Stopped, UserError  # noqa: E402
+from psp_jax.errors import (  # noqa: E402
+  CheckpointError,
+  Stopped,
+  StorageError,
+  UserError,
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="A file of configs/; --config.field=value overrides")
@@ -114,10 +119,13 @@ def run(command) -> None:
     app.run(command, flags_parser=_parse)
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
-    _leave(2)
+    if (isinstance(error, (CheckpointError, StorageError))
+        or processes.are_several()):
+      _leave(2)
+    sys.exit(2)
   except Stopped as stopped:
     print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
-    _leave(stopping.EXIT_CODE)
+    sys.exit(stopping.EXIT_CODE)
   except Exception as error:
     if not processes.are_several():
       raise

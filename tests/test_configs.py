@@ -297,6 +297,7 @@ def test_rows_train(name):
       train_step.train_step, model=model, config=config)).lower(
           state, batch).compile({"xla_backend_optimization_level": "0"})(
               state, batch)
+  assert scalars.pop("finite_grads").all()
   scalars = {k: float(v) for k, v in scalars.items()}
   assert np.isfinite(scalars["grad_norm"])
   weight = {"table2_aux_none": 0, "table2_aux_0.9": 0.9}.get(name, 0.4)

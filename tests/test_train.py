@@ -1,6 +1,8 @@
 """Whole runs on a small made dataset, in this process."""
 
 import json
+import logging
+import re
 import shutil
 
 import cv2
@@ -9,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from psp_jax import train, train_step
+from psp_jax import checkpoint, non_finite, train, train_step
 from psp_jax.checkpoint import Checkpoints
-from psp_jax.data import camvid
+from psp_jax.data import camvid, datasets, input_pipeline
 from psp_jax.errors import ConfigError, DataError, NonFiniteError
 from psp_jax.models import create_model
 
@@ -218,3 +220,142 @@ def test_a_folder_of_camvid_trains_and_scores_as_camvid(
   jax.tree.map(np.testing.assert_array_equal,
                _restore(tiny_config, tmp_path / "run"),
                _restore(tiny_config, reference))
+
+
+# ---- Reliability, in this process; of real signals see test_stopping.py.
+
+
+def _recording(monkeypatch):
+  """step -> the bits of its metrics, of all runs from now on."""
+  seen = {}
+  check = non_finite.Guard.check
+
+  def record(self, step, metrics):
+    seen[step] = {k: np.asarray(v).tobytes() for k, v in metrics.items()}
+    return check(self, step, metrics)
+
+  monkeypatch.setattr(non_finite.Guard, "check", record)
+  return seen
+
+
+def test_twenty_steps_are_ten_and_ten(tiny_config, tmp_path, monkeypatch):
+  """No bit differs: of the whole state, of every step's metrics."""
+  tiny_config.checkpoint.every_steps = 5
+  tiny_config.validation.every_steps = 10
+  tiny_config.num_train_steps = 20
+  seen = _recording(monkeypatch)
+  train.train(tiny_config, tmp_path / "straight")
+  straight = dict(seen)
+  seen.clear()
+
+  real = train_step.compiled_step
+
+  def ten_then_told(*args):
+    step = real(*args)
+
+    def run(state, batch):
+      if int(state.step) == 10 and not seen.get("again"):
+        raise RuntimeError("gone")
+      return step(state, batch)
+    return run
+
+  monkeypatch.setattr(train_step, "compiled_step", ten_then_told)
+  with pytest.raises(RuntimeError, match="gone"):
+    train.train(tiny_config, tmp_path / "halves")
+  assert max(seen) == 10
+  monkeypatch.setattr(train_step, "compiled_step", real)
+  train.train(tiny_config, tmp_path / "halves")
+  assert seen == straight and set(seen) == set(range(1, 21))
+  one, other = (_restore(tiny_config, tmp_path / name)
+                for name in ("straight", "halves"))
+  assert checkpoint.digests(one) == checkpoint.digests(other)
+  for file in ("validation.jsonl", "eval.json"):
+    assert (tmp_path / "straight" / file).read_text() == (
+        tmp_path / "halves" / file).read_text()
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+  """A function (steps) that makes those steps' losses infinite."""
+  def poison(*steps):
+    real = train_step.train_step
+
+    def step(state, batch, **options):
+      bad = jax.numpy.isin(state.step + 1, jax.numpy.array(steps))
+      params = dict(state.params)
+      classifier = jax.tree.map(
+          lambda p: jax.numpy.where(bad, np.nan, p), params["classifier"])
+      spoilt = state.replace(params=params | {"classifier": classifier})
+      after, metrics = real(spoilt, batch, **options)
+      if options["config"].non_finite == "skip":
+        kept = jax.tree.map(
+            lambda new, old: jax.numpy.where(bad, old, new),
+            after.params, state.params)
+        after = after.replace(params=kept)
+      return after, metrics
+
+    monkeypatch.setattr(train_step, "train_step", step)
+  return poison
+
+
+def test_nan_between_log_steps_is_found_before_any_save(
+    tiny_config, tmp_path, poisoned):
+  tiny_config.num_train_steps = 40
+  tiny_config.log_every_steps = 100
+  tiny_config.checkpoint.every_steps = 5
+  tiny_config.validation.every_steps = 0
+  poisoned(13)
+  with pytest.raises(NonFiniteError, match="at step 13, learning rate"):
+    train.train(tiny_config, tmp_path)
+  assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+      "10", "5"]
+  state = _restore(tiny_config, tmp_path)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+  report = json.loads((tmp_path / "non_finite.json").read_text())
+  assert report["step"] == 13 and report["loss"] == "nan"
+  assert "params" not in report["arrays_whose_gradient_is_not_finite"]
+  assert "classifier/conv/kernel" in (
+      report["arrays_whose_gradient_is_not_finite"])
+  # The batch of step 13, by what the reader would read for it.
+  split = datasets.open_split(tiny_config, "train")
+  names = []
+
+  class Reading(type(split)):
+    def __getitem__(self, index):
+      record = super().__getitem__(index)
+      names.append(record["name"])
+      return record
+
+  split.__class__ = Reading
+  input_pipeline.train_dataset(split, tiny_config)[12]
+  assert sorted(report["records"]) == sorted(names) and len(names) == 8
+
+
+def test_steps_that_are_not_finite_can_be_skipped_but_not_for_ever(
+    tiny_config, tmp_path, poisoned, capsys):
+  tiny_config.non_finite = "skip"
+  tiny_config.max_skipped_steps = 2
+  tiny_config.num_train_steps = 8
+  tiny_config.validation.every_steps = 0
+  poisoned(3, 4, 6)
+  train.train(tiny_config, tmp_path / "skips")
+  assert capsys.readouterr().out.count("skipped    loss is nan at step") == 3
+  state = _restore(tiny_config, tmp_path / "skips")
+  assert int(state.step) == 8
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+  poisoned(3, 4, 5)
+  with pytest.raises(NonFiniteError, match="at step 5"):
+    train.train(tiny_config, tmp_path / "stops")
+
+
+def test_a_run_compiles_one_step_and_one_evaluation(
+    tiny_config, tmp_path, caplog):
+  tiny_config.num_train_steps = 50
+  tiny_config.validation.every_steps = 20
+  tiny_config.checkpoint.every_steps = 25
+  tiny_config.eval.window = "sliding"
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    train.train(tiny_config, tmp_path)
+  compiled = re.findall(r"Compiling jit\((\w+)\)", caplog.text)
+  assert compiled.count("train_step") == 1
+  assert compiled.count("forward") == 1

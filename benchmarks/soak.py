@@ -1,0 +1,63 @@
+"""python -m benchmarks.soak [--steps=2000]
+
+A long small run, looked at from outside: resident memory, open files and
+threads at a quarter of its steps and at its end, with saves and validations on
+the way.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import tempfile
+
+from benchmarks import kill_test
+
+
+def look(pid: int) -> dict[str, float]:
+  status = dict(line.split(":", 1) for line in pathlib.Path(
+      f"/proc/{pid}/status").read_text().splitlines())
+  return {"resident MiB": int(status["VmRSS"].split()[0]) / 1024,
+          "threads": int(status["Threads"]),
+          "open files": len(list(pathlib.Path(f"/proc/{pid}/fd").iterdir()))}
+
+
+def run(steps: int, root: pathlib.Path) -> list[tuple[int, dict]]:
+  line = kill_test.command(root / "run", root / "tfds", steps)
+  line = [each for each in line if "every_steps" not in each]
+  line += ["--config.checkpoint.every_steps=100",
+           "--config.validation.every_steps=250",
+           "--config.log_every_steps=10"]
+  seen = []
+  with subprocess.Popen(line, cwd=kill_test.ROOT, text=True,
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                        env=dict(os.environ, JAX_PLATFORMS="cpu")) as process:
+    for text in process.stdout:
+      step = kill_test.step_of(text)
+      # Between saves, whose threads come and go.
+      if step and step % 100 == 90:
+        seen.append((step, look(process.pid)))
+  if process.returncode:
+    raise SystemExit("the run failed")
+  return seen
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--steps", type=int, default=2000)
+  args = parser.parse_args()
+  with tempfile.TemporaryDirectory() as root:
+    seen = run(args.steps, pathlib.Path(root))
+  names = list(seen[0][1])
+  print(f"| step | {' | '.join(names)} |\n|---" + "|---" * len(names) + "|")
+  for step, values in seen:
+    print(f"| {step} | " + " | ".join(f"{values[n]:.0f}" for n in names)
+          + " |")
+  warm, end = seen[len(seen) // 4][1], seen[-1][1]
+  print("\nfrom a quarter of the steps to the end: " + ", ".join(
+      f"{n} {end[n] - warm[n]:+.0f} ({end[n] / warm[n] - 1:+.1%})"
+      for n in names))
+
+
+if __name__ == "__main__":
+  main()
