@@ -41,8 +41,10 @@ class Checkpoints:
     """
     self._path = pathlib.Path(workdir).absolute() / "checkpoints"
     options = dict(read_only=True) if read_only else dict(
-        cleanup_tmp_directories=True,
         preservation_policy=_Policy(keep, keep_every, best))
+    if not read_only and jax.process_index() == 0:
+      for unfinished in self._path.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     self._manager = ocp.CheckpointManager(
         self._path, options=ocp.CheckpointManagerOptions(**options),
         item_handlers={"state": ocp.StandardCheckpointHandler(),
