@@ -401,6 +401,19 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
   assert not (tmp_path / "ran").exists()
 
 
+def test_parameters_are_read_and_sparse_tensors_refused(tmp_path):
+  torch = pytest.importorskip("torch", reason="needs PyTorch: '.[parity]'")
+  weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+  torch.save({"a": weight, "b": weight.to(torch.bfloat16)},
+             tmp_path / "good.pth")
+  found = files.read(tmp_path / "good.pth")
+  for name in "ab":
+    np.testing.assert_array_equal(found[name], np.arange(6.0).reshape(2, 3))
+  torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
+  with pytest.raises(CheckpointError, match="not plain tensors"):
+    files.read(tmp_path / "sparse.pth")
+
+
 @pytest.mark.parametrize("suffix", ["pth", "safetensors", "npz", "h5"])
 @pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"PK\x03\x04junk"])
 def test_files_of_another_kind_are_refused(suffix, data, tmp_path):

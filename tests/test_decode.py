@@ -1,6 +1,7 @@
 """Bytes to pixels and ids: exact, or refused by name."""
 
 import io
+import zlib
 
 import cv2
 import numpy as np
@@ -236,3 +237,15 @@ def test_instance_ids_have_16_bits():
   np.testing.assert_array_equal(decoded, ids)
   with pytest.raises(DataError, match="x: not a readable grey PNG"):
     decode.decode_instances(png(picture()), "x")
+
+
+def test_a_png_that_claims_to_be_enormous_takes_no_time_and_no_memory():
+  buffer = io.BytesIO()
+  Image.fromarray(np.zeros((4, 6), np.uint8)).save(buffer, "PNG")
+  data = bytearray(buffer.getvalue())
+  data[16:24] = (30_000).to_bytes(4, "big") * 2
+  with pytest.raises(DataError, match="x.png: .* header is damaged"):
+    decode.decode_mask(bytes(data), "x.png")
+  data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+  with pytest.raises(DataError, match="x.png: 30000x30000, more than"):
+    decode.decode_image(bytes(data), "x.png")

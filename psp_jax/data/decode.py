@@ -5,6 +5,7 @@ Every complaint names the file, says what it is and what to do.
 
 import io
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
+_MOST_PIXELS = 2**28  # Of a PNG.
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -143,6 +145,15 @@ def _check_bytes(data: bytes, name: str) -> None:
   if data[:8] == _PNG and b"\0\0\0\0IEND" not in data:
     raise DataError(f"{name}: not readable, a PNG that was cut short; get the "
                     "file again")
+  if data[:8] == _PNG:  # OpenCV makes room for any size before it looks on.
+    if (data[8:16] != b"\0\0\0\rIHDR"
+        or zlib.crc32(data[12:29]) != int.from_bytes(data[29:33], "big")):
+      raise DataError(f"{name}: not readable, a PNG whose header is damaged; "
+                      "get the file again")
+    width, height = (int.from_bytes(data[i:i + 4], "big") for i in (16, 20))
+    if width * height > _MOST_PIXELS:
+      raise DataError(f"{name}: {width}x{height}, more than {_MOST_PIXELS:,} "
+                      "pixels; cut it into parts")
 
 
 def _imdecode(data: bytes, flags: int) -> np.ndarray | None:

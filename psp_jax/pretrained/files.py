@@ -59,9 +59,18 @@ def _read_torch(path):
   if not isinstance(found, dict):
     raise CheckpointError(f"{path}: holds a {type(found).__name__}, not a "
                           "state_dict")
-  return {str(name): (value.float() if value.is_floating_point() else value)
-          .numpy() for name, value in found.items()
-          if isinstance(value, torch.Tensor)}
+  try:
+    return {str(name): _to_numpy(value) for name, value in found.items()
+            if isinstance(value, torch.Tensor)}
+  except Exception as error:  # Likewise, of sparse and quantised ones too.
+    raise CheckpointError(
+        f"{path}: not plain tensors ({str(error).splitlines()[0]})"
+    ) from error
+
+
+def _to_numpy(tensor):
+  tensor = tensor.detach()
+  return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _read_safetensors(path):
