@@ -24,7 +24,6 @@ def look(pid: int) -> dict[str, float]:
 
 def run(steps: int, root: pathlib.Path) -> list[tuple[int, dict]]:
   line = kill_test.command(root / "run", root / "tfds", steps)
-  line = [each for each in line if "every_steps" not in each]
   line += ["--config.checkpoint.every_steps=100",
            "--config.validation.every_steps=250",
            "--config.log_every_steps=10"]

@@ -1,6 +1,7 @@
 """A run's folder: made, proven writable, and of one run at a time."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -11,11 +12,6 @@ import tempfile
 import jax
 
 from psp_jax.errors import StorageError
-
-try:
-  import fcntl
-except ImportError:  # Windows.
-  fcntl = None
 
 
 @contextlib.contextmanager
@@ -53,8 +49,6 @@ def locked(workdir: pathlib.Path):
 
 
 def _lock(file, workdir):
-  if fcntl is None:
-    return
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

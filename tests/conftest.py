@@ -7,6 +7,7 @@ cache through the environment.
 import contextlib
 import os
 import pathlib
+import subprocess
 
 import cv2
 import numpy as np
@@ -110,6 +111,29 @@ def tiny_flags(tiny_config):
       "validation.num_images": 2, "log_every_steps": 1}
   return ["--config=configs/camvid.py:cpu",  # Its argument is passed on.
           *(f"--config.{k}={v}" for k, v in flat.items())]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A function (kB) -> the folder of a file system of that size.
+
+  Called again it changes the size.
+  """
+  folder = tmp_path / "small"
+
+  def size(kilobytes):
+    options = f"size={kilobytes}k" + (",remount" if folder.exists() else "")
+    folder.mkdir(exist_ok=True)
+    try:
+      subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder],
+                     capture_output=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+      pytest.skip("a small disk cannot be mounted here (not root)")
+    return folder
+
+  yield size
+  if os.path.ismount(folder):
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

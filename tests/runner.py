@@ -9,7 +9,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What a shell starts in the background ignores Ctrl-C, and so would its run.
-_HEARING = """
+HEARING = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
@@ -28,7 +28,7 @@ def starting(flags, folder):
     number = len(started)
     with open(folder / f"stderr{number}", "w") as stderr:
       process = subprocess.Popen(
-          [sys.executable, "-c", _HEARING, "-m", "psp_jax.main", *flags,
+          [sys.executable, "-c", HEARING, "-m", "psp_jax.main", *flags,
            *more], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=stderr,
           env=os.environ | environment)
     process.told = lambda: (folder / f"stderr{number}").read_text()
@@ -55,11 +55,15 @@ def lines_until(process, start: str) -> list[str]:
   raise AssertionError(f"no {start!r}: {lines} {process.told()}")
 
 
-def two_processes() -> list[dict[str, str]]:
-  """Environments of two processes that find each other."""
+def free_port() -> int:
   with socket.socket() as free:
     free.bind(("localhost", 0))
-    port = free.getsockname()[1]
+    return free.getsockname()[1]
+
+
+def two_processes() -> list[dict[str, str]]:
+  """Environments of two processes that find each other."""
+  port = free_port()
   return [{"JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
            "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
           for i in range(2)]

@@ -6,7 +6,6 @@ evaluator's groups, devices and padding, and counts pixels in numpy.
 
 import json
 import pathlib
-import socket
 import subprocess
 import sys
 import types
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runner import free_port
 
 from psp_jax import (
   default_config,
@@ -388,9 +388,7 @@ print(evaluate.sum_over_processes(pixels.T).tolist(),
 
 def test_sums_over_two_processes_are_exact():
   """All 64 bits of integers and floats, and the array's shape."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    port = free.getsockname()[1]
+  port = free_port()
   running = [subprocess.Popen(
       [sys.executable, "-c", _SUMS, str(port), str(i)], cwd=ROOT,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -198,25 +198,12 @@ def test_a_disk_without_room_is_named_before_anything_is_written(
   assert not prepared_in(tmp_path)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-  """A file system of 256 kB."""
-  folder = tmp_path / "small"
-  folder.mkdir()
-  mounted = subprocess.run(
-      ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder],
-      capture_output=True)
-  if mounted.returncode:
-    pytest.skip("a small disk cannot be mounted here (not root)")
-  yield folder
-  subprocess.run(["umount", folder], check=True)
-
-
 def test_a_disk_that_fills_while_preparing_is_named(
     tmp_path, small_disk, monkeypatch):
   made = make_camvid_folder(tmp_path / "CamVid",
                             {"train": 40, "val": 1, "test": 1}, 96, 128)
   c = config(made, tmp_path)
+  small_disk = small_disk(256)
   c.data.data_dir = str(small_disk)
   # As if something else had filled it in the meantime.
   monkeypatch.setattr(builder, "_check_room", lambda *args: None)

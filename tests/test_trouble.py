@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import shutil
 import subprocess
 import time
 
@@ -85,28 +84,9 @@ def test_the_death_of_one_of_two_ends_the_other(runs, tmp_path):
   assert steps_of(tmp_path / "run")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-  """A function that sets the size, in kB, of the disk at tmp_path/disk."""
-  disk = tmp_path / "disk"
-  disk.mkdir()
-
-  def size(kilobytes, *remount):
-    options = ",".join([*remount, f"size={kilobytes}k"])
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs",
-                           str(disk)], capture_output=True, check=False)
-    if done.returncode:
-      pytest.skip("may not mount a small disk here")
-
-  yield size
-  subprocess.run(["umount", str(disk)], check=False, capture_output=True)
-
-
-@pytest.mark.skipif(not shutil.which("mount"), reason="needs mount")
 def test_a_full_disk_is_told_and_with_room_it_goes_on(
-    runs, tmp_path, small_disk):
-  small_disk(1500)
-  workdir = tmp_path / "disk" / "run"
+    runs, small_disk):
+  workdir = small_disk(1500) / "run"
   flags = (f"--workdir={workdir}", "--config.num_train_steps=60",
            "--config.validation.every_steps=0")
   run = runs(*flags)
@@ -118,7 +98,7 @@ def test_a_full_disk_is_told_and_with_room_it_goes_on(
   saved = steps_of(workdir)
   assert saved and saved[-1] < 60
 
-  small_disk(50_000, "remount")
+  small_disk(50_000)
   run = runs(*flags)
   out, _ = run.communicate(timeout=120)
   assert run.returncode == 0, run.told()

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+from runner import HEARING
 
 from psp_jax import default_config, errors, stopping
 from psp_jax.data import input_pipeline
@@ -314,14 +315,6 @@ def test_what_a_worker_finds_is_one_line_and_exit_2(command, tmp_path):
   assert done.stderr.strip().splitlines()[-1] == (
       "error: 0005.png: not readable; replace it")
   assert clean(done.stderr) and "Traceback" not in done.stderr
-
-
-# What a shell starts in the background ignores Ctrl-C, and so would its run.
-HEARING = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
 
 
 def test_ctrl_c_ends_all_of_it(command, tmp_path):
