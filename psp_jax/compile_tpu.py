@@ -137,7 +137,7 @@ def lower(config, devices, mode: str):
   import numpy as np
   from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-  from psp_jax import evaluate, losses, sharding, sliding_window, train_step
+  from psp_jax import inference, losses, sharding, sliding_window, train_step
   from psp_jax.models import create_model
 
   model = create_model(config)
@@ -172,7 +172,7 @@ def lower(config, devices, mode: str):
       np.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
   variables = on({"params": state.params, "batch_stats": state.batch_stats},
                  NamedSharding(mesh, PartitionSpec()))
-  return evaluate.compiled_forward(model, protocol, mesh).lower(
+  return inference.compiled_forward(model, protocol, mesh).lower(
       variables, windows)
 
 

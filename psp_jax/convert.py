@@ -77,6 +77,7 @@ def import_network(sources, workdir, family="auto", num_classes=None,
   state = train_step.create_train_state(None, config, variables)
   workdir.mkdir(parents=True, exist_ok=True)
   runs.save_config(config, workdir)
+  runs.save_classes(runs.load_classes(config, workdir), workdir)
   checkpoints = checkpoint.Checkpoints(workdir)
   checkpoints.save(jax.tree.map(jax.numpy.asarray, state))
   checkpoints.close()

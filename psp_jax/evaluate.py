@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from psp_jax import (
   console,
+  inference,
   metrics,
   progress,
   sliding_window,
@@ -21,7 +21,6 @@ from psp_jax import (
   visualize,
 )
 from psp_jax.data import input_pipeline
-from psp_jax.models import prepack
 from psp_jax.workdir import write_text
 
 _SAY_EVERY_SECONDS = 15
@@ -35,15 +34,6 @@ def _compare(probabilities, labels, confusion, num_classes):
   predictions = jnp.argmax(probabilities, -1)
   confusion += metrics.confusion_matrix(labels, predictions, num_classes)
   return predictions.astype(jnp.uint8), confusion
-
-
-def compiled_forward(model, protocol: sliding_window.Protocol, mesh: Mesh):
-  """`stitching.make_forward` under jit: windows lie over "data"."""
-  sharded = NamedSharding(mesh, PartitionSpec("data"))
-  return jax.jit(
-      stitching.make_forward(model, protocol.flip, protocol.average),
-      in_shardings=(NamedSharding(mesh, PartitionSpec()), sharded),
-      out_shardings=sharded)
 
 
 def _score(blocks, label, num_classes):
@@ -67,22 +57,7 @@ class Evaluator:
     self.protocol = sliding_window.Protocol.from_config(config)
     self._num_classes = model.num_classes
     self._config = config
-    mesh = Mesh(np.array(jax.local_devices()), ("data",))
-    self._window_batch = config.eval.window_batch * mesh.size
-    self._replicated = NamedSharding(mesh, PartitionSpec())
-    sharded = NamedSharding(mesh, PartitionSpec("data"))
-    forward = compiled_forward(model, self.protocol, mesh)
-    self._prepack = lambda variables: {}
-    if mesh.devices.flat[0].platform == "cpu":
-      side = self.protocol.window or config.data.crop_size
-      shape = (self._window_batch * (1 + self.protocol.flip), side, side, 3)
-      self._prepack = jax.jit(functools.partial(prepack, model, shape=shape),
-                              out_shardings=self._replicated)
-    # Cutting and stitching run on the first device: a copy of every canvas
-    # on every device would take as many times the memory.
-    first = jax.local_devices()[0]
-    self._forward = lambda variables, windows: jax.device_put(
-        forward(variables, jax.device_put(windows, sharded)), first)
+    self._inference = inference.Inference(model, config, self.protocol)
 
   def run(self, state, split, num_images: int | None = None,
           keep: int = 0, on_prediction=None,
@@ -101,12 +76,7 @@ class Evaluator:
     Returns:
       The (C, C) int64 confusion matrix over all processes, and the kept.
     """
-    variables = jax.device_put(
-        jax.tree.map(lambda x: x.addressable_data(0) if isinstance(
-            x, jax.Array) else x,
-            {"params": state.params, "batch_stats": state.batch_stats}),
-        self._replicated)
-    variables |= self._prepack(variables)
+    variables = self._inference.variables(state)
     indices = input_pipeline.subset_indices(len(split), num_images)
     mine = indices[jax.process_index()::jax.process_count()]
     shown = set(input_pipeline.subset_indices(len(mine), keep)) if keep else ()
@@ -140,9 +110,8 @@ class Evaluator:
         yield record, record["image"]
 
     alive("scoring: waiting for the first image")
-    for record, blocks in stitching.stitched(
-        self._forward, variables, images(), self._num_classes, self.protocol,
-        self._window_batch):
+    for record, blocks in self._inference.stitched(
+        variables, images(), self.protocol):
       pending.append((record, *_score(
           blocks, record["label"], self._num_classes)))
       blocks.clear()  # They need not wait for the next image's.

@@ -16,6 +16,27 @@ def duration(seconds: float) -> str:
           else f"{minutes}:{seconds:02}")
 
 
+class Lines:
+  """A line now and then."""
+
+  def __init__(self, what: str, total: int):
+    self._what, self._total = what, total
+    self._began = self._said = time.monotonic()
+
+  def at(self, done: float, doing: str = "") -> None:
+    """`done` of the total are; halves of one count as such."""
+    now = time.monotonic()
+    if now - self._said < _SAY_EVERY_SECONDS or done >= self._total > 0:
+      return
+    self._said = now
+    of = f"/{self._total:,}" if self._total else ""
+    text = f"{self._what} {int(done):,}{of}"
+    if done and self._total:
+      left = (now - self._began) / done * (self._total - done)
+      text += f"  {duration(left)} left"
+    say(f"{text}  {doing}".rstrip())
+
+
 def track(items, total: int, what: str):
   """Yields `items`; a bar on a terminal, a line now and then elsewhere."""
   if sys.stderr.isatty():

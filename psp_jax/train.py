@@ -104,6 +104,8 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
   first_step = int(state.step)
   validations = history.History(workdir, first_step)
   runs.save_config(config, workdir)
+  runs.save_classes(runs.Classes(
+      train_split.taxonomy, runs.usual_size(train_split)), workdir)
   start.done("weights")
 
   console.describe_run(

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 _IGNORED = (0, 0, 0)
 _IGNORED_BESIDE_BLACK = (224, 224, 192)  # VOC's own, whose background is black.
@@ -31,6 +32,47 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: np.ndarray,
   mixed = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
   mixed[label >= len(palette)] = image[label >= len(palette)]
   return mixed
+
+
+def overlay_with_legend(image: np.ndarray, label: np.ndarray, taxonomy,
+                        opacity: float = 0.5) -> np.ndarray:
+  """`overlay`, and below it the classes found, by their shares.
+
+  Returns:
+    (H', W, 3) uint8 RGB, H' > H.
+  """
+  drawn = overlay(image, label, taxonomy.palette, opacity)
+  return np.vstack([drawn, shares_legend(label, taxonomy, image.shape[1])])
+
+
+def shares(label: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
+  """(class id, share of all pixels) of the classes found, largest first."""
+  counts = np.bincount(label.reshape(-1), minlength=256)[:num_classes]
+  order = np.argsort(-counts, kind="stable")
+  return [(int(i), counts[i] / label.size) for i in order if counts[i]]
+
+
+def shares_legend(label: np.ndarray, taxonomy, width: int) -> np.ndarray:
+  """(h, width, 3) uint8 RGB: colour, name and share of each class found."""
+  size = max(11, width // 45)  # Readable when the picture fits a screen.
+  font = ImageFont.load_default(size)
+  line, gap = round(1.7 * size), size // 2
+  x, y, places = gap, gap, []
+  for index, share in shares(label, taxonomy.num_classes):
+    percent = f"{share:.1%}" if share >= 0.001 else "< 0.1%"
+    text = f"{taxonomy.class_names[index]}  {percent}"
+    needed = round(1.5 * size + font.getlength(text))
+    if x > gap and x + needed > width - gap:
+      x, y = gap, y + line
+    places.append((x, y, index, text))
+    x += needed + 2 * size
+  panel = Image.new("RGB", (width, y + line + gap), "white")
+  draw = ImageDraw.Draw(panel)
+  for x, y, index, text in places:
+    draw.rectangle((x, y + size // 6, x + size, y + size // 6 + size),
+                   tuple(map(int, taxonomy.palette[index])), (120, 120, 120))
+    draw.text((x + round(1.5 * size), y), text, (40, 40, 40), font)
+  return np.asarray(panel)
 
 
 def contact_sheet(rows, taxonomy) -> np.ndarray:

@@ -20,6 +20,7 @@ from runner import free_port
 from psp_jax import (
   default_config,
   evaluate,
+  inference,
   metrics,
   sharding,
   sliding_window,
@@ -203,13 +204,13 @@ def test_the_same_evaluator_scores_again_and_another_state(
 
 def test_kernels_are_prepacked_once_for_a_split(model, state, monkeypatch):
   calls = []
-  whole = evaluate.prepack
-  monkeypatch.setattr(evaluate, "prepack", lambda *args, **options: (
+  whole = inference.prepack
+  monkeypatch.setattr(inference, "prepack", lambda *args, **options: (
       calls.append(options) or whole(*args, **options)))
   evaluator = evaluate.Evaluator(model, config(window="sliding", flip=True))
   seen = []
-  forward = evaluator._forward
-  evaluator._forward = lambda variables, windows: (
+  forward = evaluator._inference._forward
+  evaluator._inference._forward = lambda variables, windows: (
       seen.append((set(variables), windows.shape))
       or forward(variables, windows))
   evaluator.run(state, SPLIT, 2)
@@ -281,7 +282,7 @@ def test_devices_share_the_windows_and_change_nothing(
 
 def test_mirror_images_stay_on_the_device_of_their_windows(model, state):
   mesh = sharding.create_mesh(8, 1)
-  forward = evaluate.compiled_forward(
+  forward = inference.compiled_forward(
       model, sliding_window.Protocol.from_config(config(flip=True)), mesh)
   variables = {"params": state.params, "batch_stats": state.batch_stats}
   windows = jax.ShapeDtypeStruct((16, 33, 33, 3), jnp.float32)

@@ -23,15 +23,17 @@ _JPEG = b"\xff\xd8"
 _MOST_PIXELS = 2**28  # Of a PNG.
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
+def decode_image(data: bytes, name: str, upright: bool = False) -> np.ndarray:
   """Encoded bytes to uint8 RGB (H, W, 3); DataError names what is broken.
 
   JPEG, PNG, WebP or TIFF. Grey is repeated, CMYK converted, transparency
-  dropped, 16 bits cut to their upper 8. An EXIF rotation is not applied: masks
-  are drawn on the pixels as they are stored.
+  dropped, 16 bits cut to their upper 8. An EXIF rotation is applied where
+  `upright` says so; masks are drawn on the pixels as they are stored.
   """
   _check_bytes(data, name)
-  flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+  flags = cv2.IMREAD_COLOR_RGB
+  if not upright:
+    flags |= cv2.IMREAD_IGNORE_ORIENTATION
   image = _imdecode(data, flags)
   if image is None:
     raise DataError(f"{name}: not a readable JPEG, PNG, WebP or TIFF image; "
@@ -116,6 +118,12 @@ def peculiarities(data: bytes) -> list[str]:
     if orientation(file) != 1:
       found.append("an EXIF rotation, not applied: look whether masks line up")
   return found
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+  """(height, width) of a readable image as it is stored, by its header."""
+  with Image.open(io.BytesIO(data)) as file:
+    return file.height, file.width
 
 
 def orientation(image: Image.Image) -> int:
