@@ -9,6 +9,7 @@ before it is taken.
 import concurrent.futures
 import contextlib
 import hashlib
+import logging
 import pathlib
 import shutil
 
@@ -19,6 +20,11 @@ from jax.experimental import multihost_utils
 
 from psp_jax import progress
 from psp_jax.errors import CheckpointError
+
+# That a folder is only read is what we asked for, and nothing to warn of.
+logging.getLogger("absl").addFilter(
+    lambda record: not str(record.msg).startswith(
+        "Given directory is read only"))
 
 
 class _Damaged(Exception):
@@ -40,7 +46,10 @@ class Checkpoints:
       read_only: nothing is saved; another process may be at work here.
     """
     self._path = pathlib.Path(workdir).absolute() / "checkpoints"
-    options = dict(read_only=True) if read_only else dict(
+    options = dict(
+        # As it is told by Orbax otherwise, with a warning for each.
+        read_only=True, save_interval_steps=0, create=False
+        ) if read_only else dict(
         preservation_policy=_Policy(keep, keep_every, best))
     if not read_only and jax.process_index() == 0:
       for unfinished in self._path.glob("*.orbax-checkpoint-tmp*"):

@@ -332,12 +332,17 @@ def main() -> int:
   return 1 if failed else 0
 
 
-if __name__ == "__main__":
-  logging.set_verbosity(logging.WARNING)
+def run() -> None:
+  """`main`; a mistake is one line and exit code 2."""
   try:
     sys.exit(main())
-  except (UserError, OSError) as error:
+  except (UserError, OSError) as error:  # An OSError names its file.
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     sys.exit("interrupted: what is written stays")
+
+
+if __name__ == "__main__":
+  logging.set_verbosity(logging.WARNING)
+  run()

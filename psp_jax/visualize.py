@@ -42,7 +42,9 @@ def overlay_with_legend(image: np.ndarray, label: np.ndarray, taxonomy,
     (H', W, 3) uint8 RGB, H' > H.
   """
   drawn = overlay(image, label, taxonomy.palette, opacity)
-  return np.vstack([drawn, shares_legend(label, taxonomy, image.shape[1])])
+  size = max(11, round((label.size ** 0.5) / 38))  # Readable on a screen.
+  return np.vstack([drawn, shares_legend(
+      label, taxonomy, image.shape[1], size)])
 
 
 def shares(label: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
@@ -52,9 +54,12 @@ def shares(label: np.ndarray, num_classes: int) -> list[tuple[int, float]]:
   return [(int(i), counts[i] / label.size) for i in order if counts[i]]
 
 
-def shares_legend(label: np.ndarray, taxonomy, width: int) -> np.ndarray:
-  """(h, width, 3) uint8 RGB: colour, name and share of each class found."""
-  size = max(11, width // 45)  # Readable when the picture fits a screen.
+def shares_legend(label: np.ndarray, taxonomy, width: int,
+                  size: int) -> np.ndarray:
+  """(h, width, 3) uint8 RGB: colour, name and share of each class found.
+
+  Letters are `size` pixels high.
+  """
   font = ImageFont.load_default(size)
   line, gap = round(1.7 * size), size // 2
   x, y, places = gap, gap, []

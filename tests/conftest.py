@@ -99,6 +99,23 @@ def tiny_config(camvid_folder, data_dir):
   return c
 
 
+@pytest.fixture(scope="session")
+def _tiny_runs():
+  """Filled by the first test that wants a run."""
+  return {}
+
+
+@pytest.fixture
+def tiny_run(tiny_config, tmp_path_factory, _tiny_runs):
+  """The folder of a run of `tiny_config`, to read: one a session."""
+  if not _tiny_runs:
+    from psp_jax import train
+    tiny_config.validation.every_steps = 0
+    _tiny_runs["folder"] = tmp_path_factory.mktemp("tiny") / "run"
+    train.train(tiny_config, _tiny_runs["folder"])
+  return _tiny_runs["folder"]
+
+
 @pytest.fixture
 def tiny_flags(tiny_config):
   """Flags that turn configs/camvid.py into `tiny_config`, or nearly."""

@@ -37,7 +37,7 @@ def decode_image(data: bytes, name: str, upright: bool = False) -> np.ndarray:
   image = _imdecode(data, flags)
   if image is None:
     raise DataError(f"{name}: not a readable JPEG, PNG, WebP or TIFF image; "
-                    "replace it or remove it together with its mask")
+                    "replace it, or remove it (and its mask, if it has one)")
   return image
 
 
