@@ -27,13 +27,13 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 from PIL import Image  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from psp_jax import compilation_cache, progress, visualize  # noqa: E402
 from psp_jax.data.decode import encode_mask  # noqa: E402
 from psp_jax.data.pairs import IMAGE_SUFFIXES  # noqa: E402
 from psp_jax.errors import DataError, StorageError, UserError  # noqa: E402
 
+_OF_NETWORK = 0.9  # Of a photograph's time, which then is enlarged and drawn.
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
 
@@ -95,8 +95,8 @@ class Writer:
       rows.writerow((i, name, colour, taxonomy.stored_ids[i]))
     self._write("classes.csv", text.getvalue().encode())
 
-  def image(self, name: str, answer) -> None:
-    labels = answer.labels()
+  def image(self, name: str, answer, on_rows=lambda done, of: None) -> None:
+    labels = answer.labels(on_rows)
     self.labels(name, labels)
     self._write(f"overlays/{name}.jpg", _jpeg(visualize.overlay_with_legend(
         answer.image, labels, self._taxonomy, self._opacity)))
@@ -155,38 +155,14 @@ def _jpeg(rgb: np.ndarray) -> bytes:
                       [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 
-class _Status:
-  """How far it is: a bar on a terminal, a line now and then elsewhere."""
-
-  def __init__(self, what: str, total: int, unit: str):
-    self._bar = tqdm(
-        total=total or None, desc=what, unit=unit, file=sys.stderr,
-        disable=None, dynamic_ncols=True, leave=False,
-        # A photograph's windows are parts of its one step.
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} "
-                   "[{elapsed}<{remaining}{postfix}]" if total else None)
-    self._lines = progress.Lines(what, total)
-
-  def at(self, done: float, doing: str = "") -> None:
-    self._bar.set_postfix_str(doing, refresh=False)
-    self._bar.update(done - self._bar.n)
-    if self._bar.disable:
-      self._lines.at(done, doing)
-
-  def say(self, line: str) -> None:
-    self._bar.clear()
-    progress.say(line)
-
-  def close(self) -> None:
-    self._bar.close()
-
-
 def predict_photographs(seg, inputs, writer: Writer) -> list[str]:
   """Labels (path, name) pairs; returns what could not be read, in words."""
   from psp_jax import segmenter
 
+  if not inputs:
+    return []
   failed: list[str] = []
-  status = _Status("photographs", len(inputs), " photographs")
+  status = progress.Status("photographs", len(inputs), " photographs")
   names: list[str] = []
   done = 0
 
@@ -203,13 +179,18 @@ def predict_photographs(seg, inputs, writer: Writer) -> list[str]:
 
   def on_windows(windows, known):
     # Of what is read but not written, the share that the network has done.
-    open_ = len(names) - done
-    at = done + len(failed) + open_ * windows / max(known, 1)
-    status.at(max(at, 0), f"window {windows}/{known}")
+    share = _OF_NETWORK * windows / max(known, 1)
+    at = done + len(failed) + (len(names) - done) * share
+    status.at(at, f"window {windows}/{known}")
+
+  def on_rows(rows, height):
+    if rows < height:
+      share = _OF_NETWORK + (1 - _OF_NETWORK) * rows / height
+      status.at(done + len(failed) + share, f"row {rows:,}/{height:,}")
 
   try:
     for answer in seg.answers(readable(), on_windows):
-      writer.image(names[done], answer)
+      writer.image(names[done], answer, on_rows)
       done += 1
       status.at(done + len(failed), names[done - 1])
   finally:
@@ -229,7 +210,7 @@ def predict_video(seg, path: pathlib.Path, name: str, writer: Writer) -> None:
   total = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
   rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
   target = writer.path(f"overlays/{name}.mp4")
-  status = _Status(path.name, total, " frames")
+  status = progress.Status(path.name, total, " frames")
 
   def frames() -> Iterator[np.ndarray]:
     while True:
@@ -314,7 +295,8 @@ def main() -> int:
       window=args.window, base_size=args.base_size)
   output = args.output or pathlib.Path(args.workdir, "predicted")
   print(f"step {seg.step:,} of {args.workdir}, {len(seg.class_names)} classes; "
-        f"{len(inputs)} file(s)", flush=True)
+        f"{len(inputs)} file(s)\n"
+        "compiling  takes a while, the first time", flush=True)
   writer = Writer(output, seg.taxonomy, args.opacity, args.probabilities)
   is_video = [path.suffix.lower() in VIDEO_SUFFIXES for path, _ in inputs]
   failed = predict_photographs(

@@ -16,25 +16,42 @@ def duration(seconds: float) -> str:
           else f"{minutes}:{seconds:02}")
 
 
-class Lines:
-  """A line now and then."""
+class Status:
+  """How far: a bar on a terminal, a line now and then elsewhere."""
 
-  def __init__(self, what: str, total: int):
+  def __init__(self, what: str, total: int, unit: str):
+    """`total` 0: nobody knows."""
     self._what, self._total = what, total
     self._began = self._said = time.monotonic()
+    self._bar = tqdm(
+        total=total or None, desc=what, unit=unit, file=sys.stderr,
+        disable=None, dynamic_ncols=True, leave=False,
+        # Parts of one count, which tqdm's own format shows to six digits.
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} "
+                   "[{elapsed}<{remaining}{postfix}]" if total else None)
 
   def at(self, done: float, doing: str = "") -> None:
-    """`done` of the total are; halves of one count as such."""
+    """`done` of the total are; a half of one counts as such."""
+    self._bar.set_postfix_str(doing, refresh=False)
+    self._bar.update(done - self._bar.n)
     now = time.monotonic()
-    if now - self._said < _SAY_EVERY_SECONDS or done >= self._total > 0:
+    if (not self._bar.disable or now - self._said < _SAY_EVERY_SECONDS
+        or done >= self._total > 0):
       return
     self._said = now
-    of = f"/{self._total:,}" if self._total else ""
-    text = f"{self._what} {int(done):,}{of}"
-    if done and self._total:
-      left = (now - self._began) / done * (self._total - done)
-      text += f"  {duration(left)} left"
+    text = f"{self._what} {int(done):,}"
+    if self._total:
+      left = (now - self._began) / done * (self._total - done) if done else 0
+      text += f"/{self._total:,}" + (f"  {duration(left)} left" if left else "")
     say(f"{text}  {doing}".rstrip())
+
+  def say(self, line: str) -> None:
+    """A line that stays."""
+    self._bar.clear()
+    say(line)
+
+  def close(self) -> None:
+    self._bar.close()
 
 
 def track(items, total: int, what: str):

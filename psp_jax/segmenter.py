@@ -188,10 +188,16 @@ class Answer:
       band += (self.small[high[rows]] - band) * weight[rows]
       yield _widened(band, width)
 
-  def labels(self) -> np.ndarray:
-    """(H, W) uint8 class ids."""
-    return np.concatenate(
-        [band.argmax(-1).astype(np.uint8) for band in self.bands()])
+  def labels(self, on_rows: Callable[[int, int], None] = lambda done, of: None
+             ) -> np.ndarray:
+    """(H, W) uint8 class ids; `on_rows` hears how many rows are done."""
+    labels = np.empty(self.image.shape[:2], np.uint8)
+    done = 0
+    for band in self.bands():
+      labels[done:done + len(band)] = band.argmax(-1)
+      done += len(band)
+      on_rows(done, len(labels))
+    return labels
 
 
 def read_image(image: Any) -> np.ndarray:

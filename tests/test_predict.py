@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import psp_jax
-from psp_jax import predict
+from psp_jax import predict, progress
 from psp_jax.errors import DataError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -111,6 +111,23 @@ def test_nothing_to_label_is_told(tmp_path, pattern):
   (tmp_path / "empty").mkdir()
   with pytest.raises(DataError, match="--input="):
     predict.find_inputs([str(tmp_path / pattern)])
+
+
+def test_it_says_how_far_it_is(tiny_run, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(progress, "_SAY_EVERY_SECONDS", 0)
+  for i in range(2):
+    Image.fromarray(photograph(150, 200, i)).save(tmp_path / f"{i}.png")
+  seg = psp_jax.load(tiny_run, window=33, scales=(1.0, 2.0), base_size=48)
+  predict.predict_photographs(
+      seg, predict.find_inputs([str(tmp_path)]),
+      predict.Writer(tmp_path / "out", seg.taxonomy, 0.5, False))
+  lines = capsys.readouterr().err.splitlines()
+  assert all(line.startswith("photographs ") for line in lines)
+  windows = [line for line in lines if "window" in line]
+  rows = [line for line in lines if "row" in line]
+  assert len(windows) > 2 and "photographs 0/2" in windows[0]
+  assert [line.split("row ")[1] for line in rows] == ["64/150", "128/150"] * 2
+  assert "photographs 1/2" in rows[-1] and " left" in rows[-1]
 
 
 @pytest.mark.parametrize("flags, code, message", [
