@@ -164,6 +164,18 @@ def test_what_is_wrong_with_an_image_is_said(data, words, capfd):
   assert capfd.readouterr().err == ""  # OpenCV keeps quiet.
 
 
+def test_a_chunk_longer_than_its_file_is_refused_before_room_is_made():
+  palette = io.BytesIO()
+  Image.fromarray(picture()).convert("P").save(palette, "PNG")
+  data = palette.getvalue()
+  at = data.index(b"PLTE") - 4
+  data = data[:at] + b"\x7f\xff\xff\xff" + data[at + 4:]
+  for decoder in (decode.decode_image, decode.decode_mask,
+                  decode.decode_colours, decode.decode_instances):
+    with pytest.raises(DataError, match="x: not readable, a PNG that was cut"):
+      decoder(data, "x")
+
+
 # ---- Masks of all kinds.
 
 

@@ -150,7 +150,7 @@ def _check_bytes(data: bytes, name: str) -> None:
   if data[:2] == _JPEG and not _jpeg_is_whole(data):
     raise DataError(f"{name}: not readable, a JPEG that was cut short; get "
                     "the file again")
-  if data[:8] == _PNG and b"\0\0\0\0IEND" not in data:
+  if data[:8] == _PNG and not _png_is_whole(data):
     raise DataError(f"{name}: not readable, a PNG that was cut short; get the "
                     "file again")
   if data[:8] == _PNG:  # OpenCV makes room for any size before it looks on.
@@ -186,6 +186,19 @@ def _jpeg_is_whole(data: bytes) -> bool:
   while data[at:at + 1] == b"\xff" and data[at + 1:at + 2] != b"\xda":
     at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
   return data.rfind(b"\xff\xd9") >= at  # From the end, where it mostly is.
+
+
+def _png_is_whole(data: bytes) -> bool:
+  """Whether chunk follows chunk up to the end marker.
+
+  OpenCV makes room for as much as a chunk says it has, up to gigabytes.
+  """
+  at = 8
+  while at + 12 <= len(data):
+    if data[at + 4:at + 8] == b"IEND":
+      return True
+    at += 12 + int.from_bytes(data[at:at + 4], "big")
+  return False
 
 
 def has_colours(data: bytes) -> bool:
