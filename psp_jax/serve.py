@@ -10,6 +10,7 @@ From a shell: curl -F image=@photo.jpg http://127.0.0.1:8000/api/label
 import argparse
 import errno
 import ipaddress
+import logging
 import os
 import pathlib
 import socket
@@ -21,7 +22,7 @@ import webbrowser
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np  # noqa: E402
-from absl import logging  # noqa: E402
+from absl import logging as absl_logging  # noqa: E402
 
 from psp_jax import compilation_cache  # noqa: E402
 from psp_jax.errors import ConfigError, UserError  # noqa: E402
@@ -150,6 +151,9 @@ def main() -> None:
       web.Limits(args.max_megabytes, args.max_megapixels),
       # A page elsewhere whose name is made to point here sends that name.
       (*_LOCAL_NAMES, args.host) if private else ("*",), _say)
+  # What is under way when the server ends is no error.
+  logging.getLogger("uvicorn.error").addFilter(
+      lambda record: "graceful shutdown" not in str(record.msg))
   server = uvicorn.Server(uvicorn.Config(
       app, http="h11", ws="none", lifespan="off", log_level="error",
       access_log=False, server_header=False, proxy_headers=False,
@@ -165,8 +169,8 @@ def main() -> None:
   server.run(sockets=[listening])
 
 
-if __name__ == "__main__":
-  logging.set_verbosity(logging.WARNING)
+def run() -> None:
+  """`main`; a mistake is one line and exit code 2, Ctrl-C the end."""
   try:
     main()
   except UserError as error:
@@ -176,3 +180,8 @@ if __name__ == "__main__":
     _say("stopped")
     # A photograph in the network cannot be called back, nor need it be awaited.
     os._exit(0)
+
+
+if __name__ == "__main__":
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  run()

@@ -121,6 +121,8 @@ class _Service:
         content = await asyncio.get_running_loop().run_in_executor(
             self._thread, self._answer, data, name, with_picture)
       return Response(content, media_type="application/json")
+    except asyncio.CancelledError:  # So uvicorn ends what waits.
+      return JSONResponse({"error": "the server was stopped"}, 503)
     except ClientDisconnect:
       return Response(status_code=_CLIENT_GONE)
     finally:
