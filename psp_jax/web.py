@@ -157,9 +157,8 @@ class _Service:
   async def _limited(self, request):
     """The body's chunks; HTTPException as soon as there are too many."""
     most, chunks, received = self._most_bytes(), request.stream(), 0
-    length = request.headers.get("content-length", "")
     while True:
-      if received > most or length.isdigit() and int(length) > most:
+      if received > most:
         raise HTTPException(
             413, f"larger than {self._limits.megabytes:g} MB; make the picture "
             "smaller, or start the server with a larger --max_megabytes")

@@ -595,18 +595,25 @@ def test_dropped_pasted_and_refused(browser, port, seg):
     page.wait_for_function("() => document.title.startsWith('scan.tif')")
     assert np.abs(_canvas(page, "photo")[..., :3].astype(int) - two).mean() < 4
 
-    # The newest of two counts.
-    _drop(page, "one.png", pictures.png(one))
-    page.evaluate("""data => {
-      const transfer = new DataTransfer();
-      transfer.items.add(new File([bytes(data)], "image.png"));
-      document.dispatchEvent(new ClipboardEvent(
-        "paste", {clipboardData: transfer, bubbles: true}));
-    }""", base64.b64encode(pictures.png(two)).decode())
+    # Of two the newer counts, and the older is given up.
+    posted = []
+    page.on("request", lambda request: posted.append(request.method))
+    page.evaluate("""([one, two]) => {
+      const transfer = data => {
+        const result = new DataTransfer();
+        result.items.add(new File([bytes(data)], "image.png"));
+        return result;
+      };
+      document.dispatchEvent(new DragEvent("drop", {
+        dataTransfer: transfer(one), bubbles: true, cancelable: true}));
+      document.dispatchEvent(new ClipboardEvent("paste", {
+        clipboardData: transfer(two), bubbles: true}));
+    }""", [base64.b64encode(pictures.png(p)).decode() for p in (one, two)])
     page.wait_for_function("() => document.title.startsWith('image.png')")
     _painted(page)
     np.testing.assert_array_equal(
         _canvas(page, "overlay")[..., :3], seg.palette[seg(two)])
+    assert posted.count("POST") == 1
 
 
 def test_a_turned_photograph_is_shown_upright(browser, port):
@@ -617,9 +624,10 @@ def test_a_turned_photograph_is_shown_upright(browser, port):
     assert _canvas(page, "overlay").shape == (320, 240, 4)
 
 
-def test_a_photograph_larger_than_a_canvas_is_shown_smaller(browser, port, seg):
+def test_a_photograph_larger_than_a_screen_is_shown_smaller(browser, port, seg):
+  expected = seg(_photo())
   with _opened(browser, port) as page:
-    page.evaluate("() => { most = 20000; }")
+    page.evaluate("() => { mostShown = 20000; }")
     _drop(page, "big.png", pictures.png(_photo()))
     page.wait_for_function("() => document.title.startsWith('big.png')")
     _painted(page)
@@ -629,16 +637,24 @@ def test_a_photograph_larger_than_a_canvas_is_shown_smaller(browser, port, seg):
     rows = ((np.arange(height) + .5) * 240 / height).astype(int)
     columns = ((np.arange(width) + .5) * 320 / width).astype(int)
     np.testing.assert_array_equal(
-        overlay[..., :3],
-        seg.palette[seg(_photo())[np.ix_(rows, columns)]])
+        overlay[..., :3], seg.palette[expected[np.ix_(rows, columns)]])
+    page.locator("#opacity").fill("100")
+    for most, size in ((16e6, (320, 240)), (20000, (width, height))):
+      page.evaluate("most => { mostSaved = most; }", most)
+      with page.expect_download() as download:
+        page.get_by_role("button", name="Save overlay").click()
+      saved = Image.open(download.value.path())
+      assert saved.size == size
+    wanted = seg.palette[expected[np.ix_(rows, columns)]]
+    assert np.median(np.abs(np.asarray(saved).astype(int) - wanted)) < 3
 
 
 def test_an_upload_over_the_limit_is_told_on_the_page(browser, seg):
-  with _serving(seg, web.Limits(megabytes=1)) as port, \
+  with _serving(seg, web.Limits(megabytes=0.5)) as port, \
       _opened(browser, port, refused=True) as page:
-    _drop(page, "large.png", bytes(6_000_000))
+    _drop(page, "large.png", bytes(2_000_000))
     page.wait_for_selector("#error:not([hidden])")
-    assert "larger than 1 MB" in page.inner_text("#error")
+    assert "larger than 0.5 MB" in page.inner_text("#error")
 
 
 def test_two_pages_wait_for_each_other(browser):
@@ -656,8 +672,8 @@ def test_two_pages_wait_for_each_other(browser):
       assert "nothing" in page.inner_text("#legend")
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width, scheme", [
+    (320, "light"), (390, "dark"), (1280, "light")])
 def test_nothing_overflows(browser, port, width, scheme):
   data = pictures.png(_photo())
   name = "a_rather_long_name_of_a_photograph_as_cameras_give_them_0001.png"
