@@ -59,6 +59,8 @@ class Segmenter:
     taxonomy: both, and the dataset's own ids.
     step: of the checkpoint.
     protocol: how windows, scales and mirror images are averaged.
+    usual_size: (height, width) of photographs that it was trained on, to whose
+      area others are scaled; None where nobody knows, or `base_size` says it.
   """
 
   def __init__(self, config, state, classes: runs.Classes, scales=None,
@@ -90,7 +92,7 @@ class Segmenter:
     self.palette = classes.taxonomy.palette
     self.step = int(state.step)
     self.protocol = sliding_window.Protocol.from_config(config)
-    self._usual = classes.image_size if base_size is None else None
+    self.usual_size = classes.image_size if base_size is None else None
     self._inference = inference.Inference(
         create_model(config), config, self.protocol)
     self._variables = self._inference.variables(state)
@@ -142,7 +144,7 @@ class Segmenter:
       nonlocal known
       for image in images:
         pixels = read_image(image)
-        size = canvas_size(*pixels.shape[:2], self.protocol, self._usual)
+        size = canvas_size(*pixels.shape[:2], self.protocol, self.usual_size)
         known += sum(
             len(sliding_window.plan(*size, s, self.protocol).offsets)
             for s in self.protocol.scales)
