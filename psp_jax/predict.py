@@ -95,23 +95,18 @@ class Writer:
       rows.writerow((i, name, colour, taxonomy.stored_ids[i]))
     self._write("classes.csv", text.getvalue().encode())
 
-  def image(self, name: str, answer, on_rows=lambda done, of: None) -> None:
-    labels = answer.labels(on_rows)
+  def image(self, name: str, answer, on_classes=lambda done, of: None) -> None:
+    labels = answer.labels(on_classes)
     self.labels(name, labels)
     self._write(f"overlays/{name}.jpg", _jpeg(visualize.overlay_with_legend(
         answer.image, labels, self._taxonomy, self._opacity)))
     if self._probabilities:
-      shape = *labels.shape, self._taxonomy.num_classes
-      levels = np.empty(shape, np.uint8)
-      top = 0
-      for band in answer.bands():
-        levels[top:top + len(band)] = np.rint(band * 255)
-        top += len(band)
       for i, class_name in enumerate(self._taxonomy.class_names):
         safe = "".join(c if c.isalnum() or c in " ._-" else "_"
                        for c in class_name)
         self._write(f"probabilities/{name}/{i:03}_{safe}.png",
-                    encode_mask(np.ascontiguousarray(levels[..., i])))
+                    encode_mask(np.rint(
+                        answer.of_class(i) * 255).astype(np.uint8)))
 
   def labels(self, name: str, labels: np.ndarray) -> None:
     self._write(f"labels/{name}.png", encode_mask(labels))
@@ -183,14 +178,13 @@ def predict_photographs(seg, inputs, writer: Writer) -> list[str]:
     at = done + len(failed) + (len(names) - done) * share
     status.at(at, f"window {windows}/{known}")
 
-  def on_rows(rows, height):
-    if rows < height:
-      share = _OF_NETWORK + (1 - _OF_NETWORK) * rows / height
-      status.at(done + len(failed) + share, f"row {rows:,}/{height:,}")
+  def on_classes(compared, of):
+    share = _OF_NETWORK + (1 - _OF_NETWORK) * compared / of
+    status.at(done + len(failed) + share, f"class {compared}/{of}")
 
   try:
     for answer in seg.answers(readable(), on_windows):
-      writer.image(names[done], answer, on_rows)
+      writer.image(names[done], answer, on_classes)
       done += 1
       status.at(done + len(failed), names[done - 1])
   finally:

@@ -22,9 +22,7 @@ from psp_jax import inference, runs, sliding_window, stitching, visualize
 from psp_jax.data import decode
 from psp_jax.errors import ConfigError, DataError
 from psp_jax.models import create_model
-from psp_jax.models.pooling import interpolation_taps
 
-_BAND = 64  # Rows of an answer that are enlarged at once.
 # A photograph at most so many times larger than the network wants is taken as
 # it is, which is how images are scored; beyond, bilinear scaling skips pixels.
 _SHRUNK_BEYOND = 2.0
@@ -103,7 +101,9 @@ class Segmenter:
 
   def probabilities(self, image) -> np.ndarray:
     """(H, W, classes) float32: of one pixel they add up to 1."""
-    return np.concatenate(list(next(self.answers([image])).bands()))
+    answer = next(self.answers([image]))
+    return np.stack([answer.of_class(i)
+                     for i in range(len(self.class_names))], -1)
 
   def overlay(self, image, opacity: float = 0.5) -> np.ndarray:
     """(H', W, 3) uint8 RGB: the classes' colours over the photograph.
@@ -171,34 +171,32 @@ class Answer:
   image: np.ndarray
   small: np.ndarray
 
-  def bands(self) -> Iterator[np.ndarray]:
-    """Probabilities (rows, W, classes) at the image's size, from the top.
+  def of_class(self, index: int) -> np.ndarray:
+    """(H, W) float32: the probabilities of one class.
 
-    All at once they would take gigabytes of a large photograph.
+    Those of all at once would take gigabytes of a large photograph.
     """
-    height, width = self.image.shape[:2]
-    if self.small.shape[:2] == (height, width):
-      for top in range(0, height, _BAND):
-        yield self.small[top:top + _BAND]
-      return
-    low, high, weight = interpolation_taps(
-        self.small.shape[0], height, align_corners=False)
-    weight = weight.astype(np.float32)[:, None, None]
-    for top in range(0, height, _BAND):
-      rows = slice(top, top + _BAND)
-      band = self.small[low[rows]]
-      band += (self.small[high[rows]] - band) * weight[rows]
-      yield _widened(band, width)
+    size = self.image.shape[1::-1]
+    small = np.ascontiguousarray(self.small[..., index])
+    if small.shape[::-1] == size:
+      return small
+    return cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
 
-  def labels(self, on_rows: Callable[[int, int], None] = lambda done, of: None
-             ) -> np.ndarray:
-    """(H, W) uint8 class ids; `on_rows` hears how many rows are done."""
-    labels = np.empty(self.image.shape[:2], np.uint8)
-    done = 0
-    for band in self.bands():
-      labels[done:done + len(band)] = band.argmax(-1)
-      done += len(band)
-      on_rows(done, len(labels))
+  def labels(self, on_classes: Callable[[int, int], None] = lambda done, of:
+             None) -> np.ndarray:
+    """(H, W) uint8 class ids; `on_classes` hears how many are compared."""
+    if self.small.shape[:2] == self.image.shape[:2]:
+      return self.small.argmax(-1).astype(np.uint8)
+    # The likeliest of n classes has at least 1 / n: few ever have that.
+    count = self.small.shape[-1]
+    candidates = np.flatnonzero(self.small.max((0, 1)) >= 0.999 / count)
+    labels = np.full(self.image.shape[:2], candidates[0], np.uint8)
+    best = self.of_class(candidates[0])
+    for done, index in enumerate(candidates[1:], 1):
+      on_classes(done, len(candidates))
+      probability = self.of_class(index)
+      labels[probability > best] = index
+      np.maximum(best, probability, out=best)
     return labels
 
 
@@ -257,15 +255,6 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
   return cv2.resize(image, size[::-1], interpolation=(
       cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR))
-
-
-def _widened(band: np.ndarray, width: int) -> np.ndarray:
-  """(rows, w, classes) to (rows, width, classes), as `bands` does rows."""
-  low, high, weight = interpolation_taps(
-      band.shape[1], width, align_corners=False)
-  left = band[:, low]
-  left += (band[:, high] - left) * weight.astype(np.float32)[:, None]
-  return left
 
 
 def _set_options(config, scales, flip, window, base_size) -> None:

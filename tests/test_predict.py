@@ -124,10 +124,10 @@ def test_it_says_how_far_it_is(tiny_run, tmp_path, monkeypatch, capsys):
   lines = capsys.readouterr().err.splitlines()
   assert all(line.startswith("photographs ") for line in lines)
   windows = [line for line in lines if "window" in line]
-  rows = [line for line in lines if "row" in line]
+  classes = [line for line in lines if "class " in line]
   assert len(windows) > 2 and "photographs 0/2" in windows[0]
-  assert [line.split("row ")[1] for line in rows] == ["64/150", "128/150"] * 2
-  assert "photographs 1/2" in rows[-1] and " left" in rows[-1]
+  assert classes and "photographs 1/2" in classes[-1]
+  assert all(" left" in line for line in classes)
 
 
 @pytest.mark.parametrize("flags, code, message", [

@@ -68,8 +68,6 @@ def test_large_answers_are_enlarged_as_opencv_does(tiny_run):
   answer, = seg.answers([image])
   assert answer.small.shape == (48, 64, 11)
   whole = cv2.resize(answer.small, (401, 300), interpolation=cv2.INTER_LINEAR)
-  np.testing.assert_allclose(np.concatenate(list(answer.bands())), whole,
-                             atol=1e-5)
   np.testing.assert_allclose(seg.probabilities(image), whole, atol=1e-5)
   first, second = np.sort(whole, -1)[..., -2:].transpose(2, 0, 1)[::-1]
   clear = first - second > 1e-4  # Of two equals OpenCV may have the other.
