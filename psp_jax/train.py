@@ -183,6 +183,8 @@ def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
       console.say(progress.line(step, values))
       writer.write_scalars(step, dict(
           values, images_per_second=progress.images_per_second(step)))
+      if step == 1 or last or _due(step, config.log_every_steps):
+        validations.add_step(step, values)  # As if nothing had disturbed it.
     if first:
       progress.start(step)  # After the compilation.
       stop.nothing_to_save(False)
