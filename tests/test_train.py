@@ -56,6 +56,7 @@ def test_a_run_leaves_what_it_promises(finished, tiny_config):
   assert set(result["protocol"]) >= {"scales", "flip", "window"}
   assert len(result["per_class_iou"]) == 11
   assert cv2.imread(str(workdir / "contact_sheet.png")) is not None
+  assert len((workdir / "confusion.csv").read_text().splitlines()) == 12
   training = [json.loads(line) for line in
               (workdir / "training.jsonl").read_text().splitlines()]
   assert [e["step"] for e in training] == [1, 2, 3, 4, 5, 6]
