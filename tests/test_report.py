@@ -104,6 +104,7 @@ def opened(browser):
   def open_page(file, width=1280, **options):
     page = browser.new_page(viewport={"width": width, "height": 900},
                             **options)
+    page.set_default_timeout(240_000)  # The machine may be a busy one.
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: said.append(request.url[:99])
@@ -143,7 +144,7 @@ def test_names_are_text_wherever_they_stand(opened, path):
   assert page.locator("figcaption span:first-child").all_text_contents() == [
       "best", "d", "c", "worst", "</title><b>"]
   assert page.locator("b", has_text="road").count()
-  assert page.get_by_text("mIoU <i>41.68</i> %").is_visible()
+  assert page.get_by_text("config: mIoU <i>41.68</i> %").is_visible()
   # plotly has a markup of its own.
   page.locator("#matrix-frame").scroll_into_view_if_needed()
   box = page.locator("#matrix .nsewdrag").first.bounding_box()

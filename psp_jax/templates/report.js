@@ -155,7 +155,7 @@
       (s) => [s, `rgb(${colour(s)})`]);
     const shown = count > 20 ? [] : z.flatMap((row, i) => row.map(
       (v, j) => [v, i, j])).filter(([v]) => v >= 0.5);
-    const margin = 8 + 7 * Math.min(length,
+    const margin = 10 + 7.6 * Math.min(length,
       Math.max(...data.names.map((n) => n.length)));
     const side = margin + cell * count;
     const legend = 70;
