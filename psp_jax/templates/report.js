@@ -129,12 +129,12 @@
       Math.sqrt(share) * (part(to, i) - part(from, i))));
   }
 
-  // Black or white, whatever is read better on it.
+  // Black or white, whatever is read better on it; blue asks for white.
   function ink([red, green, blue]) {
     const linear = (x) => (x / 255) ** 2.2;
     const light = 0.2126 * linear(red) + 0.7152 * linear(green) +
       0.0722 * linear(blue);
-    return light > 0.18 ? "#111" : "#fff";
+    return light > 0.3 ? "#111" : "#fff";
   }
 
   function drawMatrix() {
@@ -184,6 +184,8 @@
 
   // ---- Curves.
 
+  const lastStep = Math.max(0, ...data.training.step, ...data.validation.step);
+
   function drawCurve(id, { step }, values, more = {}) {
     if (!byId(id)) return;
     const few = step.length <= 60;
@@ -194,7 +196,7 @@
         "<extra></extra>",
     }], layout({
       height: 240, hovermode: "x",
-      xaxis: axis({ rangemode: "tozero", showgrid: false, nticks: 6,
+      xaxis: axis({ range: [-0.01 * lastStep, 1.02 * lastStep], showgrid: false, nticks: 6,
         separatethousands: true, tickformat: ",d" }),
       yaxis: axis({ rangemode: "tozero", nticks: 6, ...more.axis }),
     }), options);
