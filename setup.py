@@ -4,6 +4,10 @@ from setuptools import find_packages, setup
 
 # The web page: an application, its server, and forms with files.
 _DEMO = ["starlette>=1", "uvicorn>=0.34", "python-multipart>=0.0.20"]
+_REPORT = [  # Of an evaluation, as a page.
+    "plotly>=6",  # Its charts; plotly.js is in the package.
+    "jinja2>=3.1",  # Its template.
+]
 
 setup(
     name="psp_jax",
@@ -13,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["psp_jax", "psp_jax.*"]),
-    package_data={"psp_jax": ["*.html"]},
+    package_data={"psp_jax": ["templates/*"]},
     # JAX 0.10 is the newest for 3.11; 3.12 and 3.13 get 0.11 and later.
     python_requires=">=3.11",
     install_requires=[
@@ -47,9 +51,11 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.6"],  # To read and write .pth files.
         "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
+        "report": _REPORT,
         "demo": _DEMO,
-        "test": ["pytest>=8", "ruff>=0.9", *_DEMO,
-                 "playwright>=1.49"],  # Drives a Chromium that is there.
+        # Playwright drives a Chromium that is there.
+        "test": ["pytest>=8", "ruff>=0.9", "playwright>=1.50", *_REPORT,
+                 *_DEMO],
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
                    "pycocotools>=2.0.8",

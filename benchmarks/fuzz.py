@@ -119,8 +119,10 @@ def _config(data, folder):
 
 def _history(data, folder):
   from psp_jax import history
-  (folder / "validation.jsonl").write_bytes(data)
+  for name in ("validation.jsonl", "training.jsonl"):
+    (folder / name).write_bytes(data)
   history.History(folder, 10).best_step()
+  history.curves(folder)
 
 
 PARSERS = {
@@ -130,7 +132,8 @@ PARSERS = {
     "class list": (class_lists, _class_list),
     "config.json": (configs, _config),
     "validation.jsonl": (
-        lambda: [b'{"step": 5, "miou": 0.5}\n{"step": 9, "miou": null}\n'],
+        lambda: [b'{"step": 5, "miou": 0.5, "loss": 0.5}\n'
+                 b'{"step": 9, "miou": null, "loss": null}\n'],
         _history),
     **{f"weights {kind}": _of_weights(kind)
        for kind in (".pth", ".safetensors", ".npz", ".h5")}}

@@ -105,7 +105,8 @@ def end_of(workdir) -> dict:
   _, state = runs.load(workdir)
   return {"state": checkpoint.digests(state),
           "scores": json.loads((workdir / "eval.json").read_text()),
-          "validation": (workdir / "validation.jsonl").read_text()}
+          "validation": (workdir / "validation.jsonl").read_text(),
+          "training": (workdir / "training.jsonl").read_text()}
 
 
 def run(count: int, steps: int, seed: int, root: pathlib.Path) -> dict:

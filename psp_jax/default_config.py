@@ -99,6 +99,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.eval.num_images = 0  # 0: the whole split.
   c.eval.step = config_dict.placeholder(int)  # None: the last checkpoint.
   c.eval.contact_sheet_images = 8
+  c.eval.report = True  # report.html, where psp_jax[report] is installed.
   c.eval.write_predictions = False  # workdir/predictions/NAME.png.
 
   c.validation = ml_collections.ConfigDict()

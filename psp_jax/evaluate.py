@@ -1,7 +1,9 @@
 """Scores a split: the same protocol in training and at its end."""
 
 import collections
+import csv
 import functools
+import io
 import json
 import math
 import time
@@ -60,8 +62,8 @@ class Evaluator:
     self._inference = inference.Inference(model, config, self.protocol)
 
   def run(self, state, split, num_images: int | None = None,
-          keep: int = 0, on_prediction=None,
-          alive=lambda doing: None) -> tuple[np.ndarray, list]:
+          keep: int = 0, on_prediction=None, alive=lambda doing: None,
+          on_scored=None) -> tuple[np.ndarray, list]:
     """Scores `split`, or an evenly spread subset of it.
 
     Args:
@@ -72,6 +74,8 @@ class Evaluator:
       on_prediction: called with every (record, (H, W) uint8 class ids) of
         this process, in no other; None saves the transfer from the device.
       alive: called with what it is at, of every image; it may raise.
+      on_scored: called with every (record, its (C, C) confusion matrix, a
+        function that fetches the class ids) of this process, in no other.
 
     Returns:
       The (C, C) int64 confusion matrix over all processes, and the kept.
@@ -86,14 +90,16 @@ class Evaluator:
 
     def finish(record, predictions, confusion):
       nonlocal done, said
-      total[:] += np.asarray(confusion)
-      if done in shown or on_prediction:
-        prediction = stitching.from_blocks(
-            predictions, *record["label"].shape)
-        if done in shown:
-          kept.append((record["image"], record["label"], prediction))
-        if on_prediction:
-          on_prediction(record, prediction)
+      confusion = np.asarray(confusion)
+      total[:] += confusion
+      prediction = functools.cache(lambda: stitching.from_blocks(
+          predictions, *record["label"].shape))
+      if done in shown:
+        kept.append((record["image"], record["label"], prediction()))
+      if on_prediction:
+        on_prediction(record, prediction())
+      if on_scored:
+        on_scored(record, confusion, prediction)
       done += 1
       now = time.monotonic()
       if now - said > _SAY_EVERY_SECONDS and done < len(mine):
@@ -158,6 +164,18 @@ def write_results(workdir, scores, taxonomy, protocol, num_images: int,
   if kept:
     visualize.write_png(workdir / "contact_sheet.png",
                         visualize.contact_sheet(kept, taxonomy))
+
+
+def write_confusion(workdir, confusion, class_names) -> None:
+  """confusion.csv, from process 0: a row a true class, a column a predicted."""
+  if jax.process_index() != 0:
+    return
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(["truth \\ prediction", *class_names])
+  writer.writerows([name, *row]
+                   for name, row in zip(class_names, confusion.tolist()))
+  write_text(workdir / "confusion.csv", text.getvalue())
 
 
 def _or_null(fraction) -> float | None:

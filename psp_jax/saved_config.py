@@ -67,7 +67,7 @@ def check_unchanged(config, workdir, allowed=()) -> None:
   path = pathlib.Path(workdir) / "config.json"
   if not path.exists():
     return
-  then, now = (_flat(c.to_dict()) for c in (get_config(workdir), config))
+  then, now = (flat(c.to_dict()) for c in (get_config(workdir), config))
   free = (*FREE, *allowed)
   changed = [name for name in now if then.get(name) != now[name]
              and not name.startswith(tuple(f for f in free if f[-1:] == "."))
@@ -81,11 +81,12 @@ def check_unchanged(config, workdir, allowed=()) -> None:
         f"--allow_config_change={','.join(changed)}")
 
 
-def _flat(config, prefix="") -> dict:
-  flat = {}
+def flat(config: dict, prefix: str = "") -> dict:
+  """{"model": {"depth": 50}} -> {"model.depth": 50}."""
+  fields = {}
   for name, value in config.items():
     if isinstance(value, dict):
-      flat |= _flat(value, f"{prefix}{name}.")
+      fields |= flat(value, f"{prefix}{name}.")
     else:
-      flat[prefix + name] = value
-  return flat
+      fields[prefix + name] = value
+  return fields

@@ -15,6 +15,7 @@ from psp_jax import (
   losses,
   non_finite,
   pretrained,
+  report,
   runs,
   saved_config,
   scalars,
@@ -185,6 +186,8 @@ def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
       console.say(progress.line(step, values))
       writer.write_scalars(step, dict(
           values, images_per_second=progress.images_per_second(step)))
+      if step == 1 or last or _due(step, config.log_every_steps):
+        validations.add_step(step, values)  # As if nothing had disturbed it.
     if first:
       progress.start(step)  # After the compilation.
       stop.nothing_to_save(False)
@@ -248,9 +251,10 @@ def finish(evaluator, state, split, config, workdir, writer,
     for each in uses:
       each(record, prediction)
 
+  images = report.collector(config, split)
   confusion, kept = evaluator.run(
       state, split, config.eval.num_images, config.eval.contact_sheet_images,
-      use if uses else None, alive)
+      use if uses else None, alive, images and images.add)
   scores = evaluate.score(confusion, config)
   further = {}
   if split.has_instances:
@@ -261,6 +265,12 @@ def finish(evaluator, state, split, config, workdir, writer,
   evaluate.write_results(workdir, scores, split.taxonomy, evaluator.protocol,
                          count, step, kept, config.data.name,
                          config.eval.split, further)
+  if split.labelled:
+    files += ", confusion.csv"
+    evaluate.write_confusion(workdir, confusion, split.taxonomy.class_names)
+  if images:
+    files += ", report.html"
+    report.write(workdir, config, split.taxonomy, confusion, images)
   if split.labelled:
     writer.write_scalars(step, {
         "eval/miou": scores.miou, "eval/mean_accuracy": scores.mean_accuracy,

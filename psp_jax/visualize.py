@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _IGNORED = (0, 0, 0)
 _IGNORED_BESIDE_BLACK = (224, 224, 192)  # VOC's own, whose background is black.
+_WRONG = (214, 40, 57)
 _GAP = 4
 _TEXT_HEIGHT = 22
 
@@ -80,6 +81,35 @@ def shares_legend(label: np.ndarray, taxonomy, width: int,
   return np.asarray(panel)
 
 
+def shrunk(max_width: int, image: np.ndarray, *labels: np.ndarray) -> list:
+  """The image and label maps, no wider than this, nor higher than its double.
+
+  What fits is handed back as it is.
+  """
+  height, width = image.shape[:2]
+  scale = min(max_width / width, 2 * max_width / height)
+  if scale >= 1:
+    return [image, *labels]
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  return [cv2.resize(image, size, interpolation=cv2.INTER_AREA),
+          *(cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+            for label in labels)]
+
+
+def errors(image: np.ndarray, truth: np.ndarray,
+           prediction: np.ndarray) -> np.ndarray:
+  """(H, W, 3) uint8 RGB: wrong pixels red over a grey, pale photograph.
+
+  Ignored pixels (255 in `truth`) are dark.
+  """
+  grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+  shown = np.repeat((150 + grey * 0.4).astype(np.uint8)[..., None], 3, -1)
+  shown[truth == 255] = shown[truth == 255] // 3
+  wrong = (truth != prediction) & (truth != 255)
+  shown[wrong] = shown[wrong] * 0.25 + np.array(_WRONG) * 0.75
+  return shown
+
+
 def contact_sheet(rows, taxonomy) -> np.ndarray:
   """A row a record: image | truth | prediction, and a legend below.
 
@@ -110,12 +140,7 @@ def mask_sheet(rows, taxonomy, max_width: int = 480) -> np.ndarray:
   """
   pictures = []
   for image, label in rows:
-    height, width = label.shape
-    if width > max_width or height > 2 * max_width:
-      scale = min(max_width / width, 2 * max_width / height)
-      size = max(1, round(width * scale)), max(1, round(height * scale))
-      image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-      label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+    image, label = shrunk(max_width, image, label)
     pictures.append([image, colorize(label, taxonomy.palette),
                      overlay(image, label, taxonomy.palette)])
   return _sheet(pictures, ("image", "mask", "both"), taxonomy)

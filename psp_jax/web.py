@@ -1,6 +1,6 @@
 """The demo's web application: the page, and what it asks of the network.
 
-    GET  /            web.html
+    GET  /            templates/web.html
     GET  /api/status  what the network is, and how many photographs wait
     POST /api/label   a form with the file `image` -> classes and mask, as JSON
 
@@ -38,7 +38,7 @@ from psp_jax import visualize
 from psp_jax.data import decode
 from psp_jax.errors import DataError
 
-_PAGE = pathlib.Path(__file__).with_name("web.html")
+_PAGE = pathlib.Path(__file__).parent / "templates" / "web.html"
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # What `decode` reads.
 _FORM_BYTES = 16 << 10  # Of a form, besides its file.
 _CLIENT_GONE = 499  # nginx's; nobody reads it.

@@ -72,7 +72,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
   """
   part = path.with_name(f".{path.name}.part")
   try:
-    with open(part, "w") as file:
+    with open(part, "w", encoding="utf-8") as file:
       file.write(text)
       file.flush()
       os.fsync(file.fileno())

@@ -4,6 +4,7 @@ The oracle applies the model to one image after the other, without the
 evaluator's groups, devices and padding, and counts pixels in numpy.
 """
 
+import csv
 import json
 import pathlib
 import subprocess
@@ -188,6 +189,23 @@ def test_every_prediction_is_handed_on(evaluator, state, predictions, keep):
     assert (guess != expected).sum() <= 2
 
 
+def test_every_image_is_handed_on_with_its_own_matrix(
+    evaluator, state, predictions):
+  names = []
+
+  def look(record, confusion, prediction):
+    i = len(names)
+    names.append(record["name"])
+    assert_equal_counts(confusion.astype(np.int64), count(
+        [SPLIT[i]["label"]], [predictions[i]]))
+    assert (prediction() != predictions[i]).sum() <= 2
+    assert prediction() is prediction()  # Fetched once.
+
+  total, _ = evaluator.run(state, SPLIT, on_scored=look)
+  assert names == [str(i) for i in range(15)]
+  np.testing.assert_array_equal(total, evaluator.run(state, SPLIT)[0])
+
+
 def test_the_same_evaluator_scores_again_and_another_state(
     evaluator, state, predictions):
   first, _ = evaluator.run(state, SPLIT, 3)
@@ -349,6 +367,17 @@ def test_where_all_is_ignored_the_result_is_still_json(tmp_path):
   assert result["pixel_accuracy"] is result["final_score"] is None
   assert result["per_class_iou"] == dict.fromkeys(TAXONOMY.class_names)
   assert result["per_class_accuracy"] == result["per_class_iou"]
+
+
+def test_the_matrix_as_a_table(tmp_path):
+  names = ("one", 'a "b", c', "dot;", "Straße")
+  evaluate.write_confusion(tmp_path, CONFUSION, names)
+  with open(tmp_path / "confusion.csv", encoding="utf-8", newline="") as file:
+    (corner, *columns), *rows = csv.reader(file)
+  assert corner == "truth \\ prediction" and tuple(columns) == names
+  assert tuple(row[0] for row in rows) == names
+  np.testing.assert_array_equal(
+      np.array([row[1:] for row in rows], int), CONFUSION)
 
 
 def test_the_contact_sheet_is_a_picture_with_the_image_in_it(tmp_path):

@@ -807,4 +807,4 @@ def test_the_page_is_in_the_package(monkeypatch):
   build.ensure_finalized()
   packaged = {name for package, _, _, names in build.data_files
               if package == "psp_jax" for name in names}
-  assert "web.html" in packaged
+  assert "templates/web.html" in packaged

@@ -56,6 +56,10 @@ def test_a_run_leaves_what_it_promises(finished, tiny_config):
   assert set(result["protocol"]) >= {"scales", "flip", "window"}
   assert len(result["per_class_iou"]) == 11
   assert cv2.imread(str(workdir / "contact_sheet.png")) is not None
+  assert len((workdir / "confusion.csv").read_text().splitlines()) == 12
+  training = [json.loads(line) for line in
+              (workdir / "training.jsonl").read_text().splitlines()]
+  assert [e["step"] for e in training] == [1, 2, 3, 4, 5, 6]
   stored = json.loads((workdir / "config.json").read_text())
   assert stored == json.loads(json.dumps(tiny_config.to_dict()))
   assert list(workdir.glob("events.out.tfevents.*"))
@@ -269,7 +273,7 @@ def test_twenty_steps_are_ten_and_ten(tiny_config, tmp_path, monkeypatch):
   one, other = (_restore(tiny_config, tmp_path / name)
                 for name in ("straight", "halves"))
   assert checkpoint.digests(one) == checkpoint.digests(other)
-  for file in ("validation.jsonl", "eval.json"):
+  for file in ("training.jsonl", "validation.jsonl", "eval.json"):
     assert (tmp_path / "straight" / file).read_text() == (
         tmp_path / "halves" / file).read_text()
 
