@@ -16,7 +16,7 @@ from absl import flags
 from benchmarks import newcomer
 from ml_collections import config_flags
 
-from psp_jax import compile_tpu, main
+from psp_jax import compile_tpu, default_config, main
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = newcomer.pages()
@@ -51,6 +51,15 @@ def extras() -> set[str]:
   return set(ast.literal_eval(found))
 
 
+def has_field(name: str) -> bool:
+  value = default_config.get_config()
+  for part in name.split("."):
+    if part not in value:
+      return False
+    value = value[part]
+  return True
+
+
 def config_problems(overrides: list[str], file: str | None) -> list[str]:
   """What ml_collections says of --config.field=value flags."""
   file = file or "psp_jax/default_config.py"
@@ -60,8 +69,12 @@ def config_problems(overrides: list[str], file: str | None) -> list[str]:
     return [f"--config={file}: no such file"]
   problems = []
   for override in overrides or [f"--config={ROOT / file}"]:
-    name, _, value = override.partition("=")
-    if name == "--config.field":  # Any field.
+    name, equals, value = override.partition("=")
+    if name == "--config.field" or name.endswith("..."):  # Any field.
+      continue
+    if name != "--config" and not equals:  # Only named.
+      if not has_field(name.removeprefix("--config.")):
+        problems.append(f"{override}: no such field")
       continue
     values = flags.FlagValues()
     argv = ["docs", f"--config={ROOT / file}", override]
@@ -254,6 +267,7 @@ def test_the_index_has_every_page():
     "python -m psp_jax.predict --workdir=RUN --input a --outptu=b",
     "python -m psp_jax.prepare --dataset=camvid --chekc",
     "pip install -e '.[gpu]'", "launch/tpu.sh create", "--config.eval.flp=True",
+    "--config.eval.flp",
     "--manualdir=x", "cp a b && python -m psp_jax.tabels runs/eval.json"])
 def test_a_mistake_is_found(command):
   assert problems_of(command)
