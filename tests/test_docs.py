@@ -48,7 +48,7 @@ def extras() -> set[str]:
   tree = ast.parse((ROOT / "setup.py").read_text())
   [found] = [k.value for node in ast.walk(tree) if isinstance(node, ast.Call)
              for k in node.keywords if k.arg == "extras_require"]
-  return set(ast.literal_eval(found))
+  return {key.value for key in found.keys}
 
 
 def has_field(name: str) -> bool:
