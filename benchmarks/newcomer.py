@@ -1,4 +1,4 @@
-"""python -m benchmarks.newcomer [--quick]: the documentation, copied and pasted.
+"""python -m benchmarks.newcomer [--quick]: the pages, by copy and paste.
 
 Clones the checkout, makes a virtual environment, and runs every command of
 README.md and docs/*.md there in order, as somebody would who has nothing but a

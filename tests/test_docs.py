@@ -13,9 +13,9 @@ import sys
 
 import pytest
 from absl import flags
-from benchmarks import newcomer
 from ml_collections import config_flags
 
+from benchmarks import newcomer
 from psp_jax import compile_tpu, default_config, main
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -135,7 +135,8 @@ def flags_of(module: str) -> str:
 def known_anywhere(name: str) -> bool:
   modules = [f"psp_jax.{p.stem}" for p in (ROOT / "psp_jax").glob("*.py")
              if "argparse.ArgumentParser(" in p.read_text()]
-  modules += [f"benchmarks.{p.stem}" for p in (ROOT / "benchmarks").glob("*.py")]
+  modules += [f"benchmarks.{p.stem}"
+              for p in (ROOT / "benchmarks").glob("*.py")]
   return (name in absl_flags(main) or name in absl_flags(compile_tpu)
           or any(f"--{name}" in flags_of(m) for m in modules))
 
@@ -152,9 +153,10 @@ def problems_of(command: str) -> list[str]:
     else:
       part.append(word.strip("[]") if word[:3] in ("[--", "--r") else word)
   problems = []
-  for part in [*parts, part]:
+  parts.append(part)
+  for part in parts:
     while part and re.match(r"[A-Za-z_]+=", part[0]):
-      part = part[1:]
+      del part[0]
     if part[:2] == ["pip", "install"] or part[:1] == ["pip"]:
       for extra in re.findall(r"\[([\w,-]+)\]", " ".join(part)):
         unknown = set(extra.split(",")) - extras()

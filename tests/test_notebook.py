@@ -52,8 +52,8 @@ def test_it_runs_and_shows_pictures(tmp_path, data_dir, monkeypatch):
 
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   shown = {i: pictures(cell) for i, cell in enumerate(code)}
-  assert [i for i, found in shown.items() if found] == [3, 4, 6, 9]
-  assert len(shown[4]) == 3 and len(shown[9]) == 4
+  assert [i for i, found in shown.items() if found] == [4, 5, 7, 10]
+  assert len(shown[5]) == 3 and len(shown[10]) == 4
   for found in shown.values():
     for picture in found:
       assert picture.std() > 5  # Not one colour.
