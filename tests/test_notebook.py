@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 _FLAGS = ("--config.model.depth=10 --config.model.width_multiplier=0.0625 "
           "--config.data.crop_size=33 --config.global_batch_size=2 "
+          "--config.model.auxiliary=False --config.model.pyramid.bins=(1,) "
           "--config.validation.every_steps=0 --config.eval.num_images=2")
 
 
@@ -20,10 +21,11 @@ def pictures(cell) -> list[np.ndarray]:
   """What a cell's outputs show."""
   found = []
   for output in cell.get("outputs", []):
-    for kind, content in output.get("data", {}).items():
-      if kind in ("image/png", "image/jpeg"):
-        data = np.frombuffer(base64.b64decode(content), np.uint8)
-        found.append(cv2.imdecode(data, cv2.IMREAD_COLOR))
+    forms = output.get("data", {})  # Of one picture, there may be several.
+    content = forms.get("image/png") or forms.get("image/jpeg")
+    if content:
+      data = np.frombuffer(base64.b64decode(content), np.uint8)
+      found.append(cv2.imdecode(data, cv2.IMREAD_COLOR))
   return found
 
 
