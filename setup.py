@@ -53,9 +53,11 @@ setup(
         "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
         "report": _REPORT,
         "demo": _DEMO,
-        # Playwright drives a Chromium that is there.
-        "test": ["pytest>=8", "ruff>=0.9", "playwright>=1.50", *_REPORT,
-                 *_DEMO],
+        "test": ["pytest>=8", "ruff>=0.9",
+                 # The Colab notebook, executed.
+                 "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29",
+                 # Playwright drives a Chromium that is there.
+                 "playwright>=1.50", *_REPORT, *_DEMO],
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
                    "pycocotools>=2.0.8",
