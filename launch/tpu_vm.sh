@@ -108,9 +108,9 @@ runtime_of() {
 
 check_type() {
   need --type "$type" v5litepod-8
-  case $type in
-    *-*[0-9]) ;;
-    *) fail "--type=$type: not a TPU's; such as v5litepod-8, v4-32" ;;
+  case ${type##*-} in
+    '' | "$type" | *[!0-9]*)
+      fail "--type=$type: not a TPU's; such as v5litepod-8, v4-32" ;;
   esac
   runtime=${runtime:-$(runtime_of "$type")}
   need --runtime "$runtime" v2-alpha-tpuv5-lite
