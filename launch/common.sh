@@ -85,6 +85,17 @@ no_buckets() {
   done
 }
 
+unknown() {
+  fail "$1: no such flag, or no value; --help lists them, as --name=VALUE"
+}
+
+# Those of psp_jax.main, which come after --.
+check_flags() {
+  [ $# -gt 0 ] || fail "no flags for psp_jax.main; they come after --, such as \
+-- --config=configs/ade20k.py --workdir=runs/ade20k"
+  no_buckets "$@"
+}
+
 # --workdir=DIR among a command's words, or nothing.
 workdir_of() {
   local word found=''

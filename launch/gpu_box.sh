@@ -46,7 +46,7 @@ while [ $# -gt 0 ]; do
     --dry_run) dry_run=1 ;;
     --help) help "$0"; exit 0 ;;
     --) shift; break ;;
-    *) fail "$1: no such flag, or no value; --help lists them, as --name=VALUE" ;;
+    *) unknown "$1" ;;
   esac
   shift
 done
@@ -99,9 +99,7 @@ case $verb in
     done
     ;;
   run)
-    [ "${#flags[@]}" -gt 0 ] \
-      || fail 'no flags for psp_jax.main; they come after --, such as -- --config=configs/ade20k.py --workdir=runs/ade20k'
-    no_buckets "${flags[@]}"
+    check_flags "${flags[@]}"
     start=("$folder/launch/supervise.sh" start)
     [ -z "$setup" ] || start+=(--setup="$setup")
     start+=(-- .venv/bin/python -m psp_jax.main "${flags[@]}")
@@ -109,7 +107,7 @@ case $verb in
       on "${each[0]:-}" "${start[@]}"
     else
       [ -n "$(workdir_of "${flags[@]}")" ] \
-        || fail '--workdir: not given; several hosts have to name one folder that all of them see'
+        || fail '--workdir: not given; it has to be one that all hosts see'
       for i in "${!each[@]}"; do
         on "${each[$i]}" env \
           "JAX_COORDINATOR_ADDRESS=${each[0]##*@}:$port" \

@@ -24,4 +24,4 @@ if ! command -v uv > /dev/null; then
 fi
 [ -x .venv/bin/python ] || uv venv --python 3.12 .venv
 uv pip install --quiet --python .venv/bin/python -e ".[$1]"
-.venv/bin/python -c 'import psp_jax, jax; print("installed jax", jax.__version__)'
+.venv/bin/python -c 'import psp_jax, jax; print("jax", jax.__version__)'

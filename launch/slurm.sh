@@ -4,10 +4,10 @@
 #   launch/slurm.sh submit --time=24:00:00 [flags] -- FLAGS...
 #
 # FLAGS are those of `python -m psp_jax.main`; paths in them, such as --workdir,
-# are relative to this checkout and have to be seen by all nodes. Install before,
-# with launch/install.sh cuda. Two minutes before the job's time is over, or when
-# it is preempted, Slurm sends SIGTERM: the run saves and ends with 75, on which
-# the job queues itself again. Any other code ends it.
+# are relative to this checkout and have to be seen by all nodes. Install
+# before, with launch/install.sh cuda. Two minutes before the job's time is
+# over, or when it is preempted, Slurm sends SIGTERM: the run saves and ends with
+# 75, on which the job queues itself again. Any other code ends it.
 #
 #   --time=24:00:00     of one stretch
 #   --nodes=1
@@ -49,13 +49,12 @@ while [ $# -gt 0 ]; do
     --dry_run) dry_run=1 ;;
     --help) help "$0"; exit 0 ;;
     --) shift; break ;;
-    *) fail "$1: no such flag, or no value; --help lists them, as --name=VALUE" ;;
+    *) unknown "$1" ;;
   esac
   shift
 done
 
-[ $# -gt 0 ] || fail 'no flags for psp_jax.main; they come after --, such as -- --config=configs/ade20k.py --workdir=runs/ade20k'
-no_buckets "$@"
+check_flags "$@"
 
 case $verb in
   submit)
@@ -80,8 +79,8 @@ case $verb in
   job)
     need SLURM_JOB_ID "${SLURM_JOB_ID:-}" '123, as Slurm sets it'
     cd "$here"
-    # All tasks see all GPUs of their node, and JAX gives each its own. One that
-    # ends with 75 must not have the others killed, who are saving the same step.
+    # All tasks see all GPUs of their node, and JAX gives each its own. One
+    # that ends with 75 must not have the others killed, who save the same step.
     code=0
     run srun --kill-on-bad-exit=0 --gpu-bind=none \
       .venv/bin/python -m psp_jax.main "$@" || code=$?

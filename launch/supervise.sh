@@ -45,7 +45,7 @@ while [ $# -gt 0 ]; do
     --again_seconds=*) again_seconds=${1#*=} ;;
     --help) help "$0"; exit 0 ;;
     --) shift; break ;;
-    *) fail "$1: no such flag, or no value; --help lists them, as --name=VALUE" ;;
+    *) unknown "$1" ;;
   esac
   shift
 done
@@ -94,12 +94,13 @@ start() {
   esac
   mkdir -p "$state"
   exec 9>> "$state/lock"
-  flock -w 1 9 || fail "a run is going on here already: $here/launch/supervise.sh \
-stop ends it, status and logs tell of it"
+  flock -w 1 9 || fail "a run is going on here already: \
+$here/launch/supervise.sh stop ends it, status and logs tell of it"
   rm -f "$state/exit_code" "$state/pid"
   # It keeps the lock by the open file.
   setsid nohup "$here/launch/supervise.sh" _run "${original[@]}" \
     >> "$state/log.txt" 2>&1 < /dev/null 3>&- &
+  echo $! > "$state/pid"
   echo "started; its log is $state/log.txt"
 }
 
@@ -107,7 +108,6 @@ supervise() {
   local child='' stopping=0 code=$AGAIN pusher=''
   cd "$here"  # To which --workdir and the command's own paths are relative.
   workdir=${workdir:-$(workdir_of "$@")}
-  echo $$ > "$state/pid"
   trap 'stopping=1; [ -z "$child" ] || kill -TERM "$child" 2> /dev/null || :' \
     TERM INT
   # shellcheck disable=SC2329  # The trap calls it.

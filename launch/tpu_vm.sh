@@ -72,7 +72,7 @@ while [ $# -gt 0 ]; do
     --dry_run) dry_run=1 ;;
     --help) help "$0"; exit 0 ;;
     --) shift; break ;;
-    *) fail "$1: no such flag, or no value; --help lists them, as --name=VALUE" ;;
+    *) unknown "$1" ;;
   esac
   shift
 done
@@ -117,9 +117,7 @@ check_type() {
 }
 
 check_run() {
-  [ "${#flags[@]}" -gt 0 ] \
-    || fail 'no flags for psp_jax.main; they come after --, such as -- --config=configs/ade20k.py --workdir=runs/ade20k'
-  no_buckets "${flags[@]}"
+  check_flags "${flags[@]}"
   [ -z "$sync" ] || case $sync in
     gs://?*) ;;
     *) fail "--sync=$sync: not gs://BUCKET/FOLDER" ;;
@@ -160,10 +158,12 @@ state() {  # "" where there is none.
 # ---- The steps.
 
 warn() {
-  say "--type=$type in $zone, $([ "$spot" = 1 ] && echo spot || echo 'on demand')."
+  local tier='on demand'
+  [ "$spot" = 0 ] || tier=spot
+  say "--type=$type in $zone, $tier."
   say 'It costs money from now until it is deleted, used or not, by the prices'
   say 'of cloud.google.com/tpu/pricing. To delete it:'
-  say "  launch/tpu_vm.sh delete --name=$name --zone=$zone${project:+ --project=$project}"
+  say "  launch/tpu_vm.sh delete --name=$name ${where[*]}"
   confirm 'Create it?'
 }
 
@@ -200,7 +200,8 @@ install() {
   run mkdir -p "${file%/*}"
   pack "$here" "$file"
   run "${vm[@]}" scp "$file" "$name:psp_jax.tar.gz" "${where[@]}" --worker=all
-  on_workers all 'mkdir -p psp_jax && tar -C psp_jax -xzf psp_jax.tar.gz && psp_jax/launch/install.sh tpu'
+  on_workers all "mkdir -p psp_jax && tar -C psp_jax -xzf psp_jax.tar.gz && \
+psp_jax/launch/install.sh tpu"
 }
 
 start() {
@@ -291,7 +292,8 @@ case $verb in
   tensorboard)
     say "open http://localhost:$port; Ctrl-C ends it"
     run "${vm[@]}" ssh "$name" "${where[@]}" --worker=0 \
-      --command="cd psp_jax && .venv/bin/tensorboard --logdir=${from:-runs} --port=$port" \
+      --command="cd psp_jax && $(quoted .venv/bin/tensorboard \
+        --logdir="${from:-runs}" --port="$port")" \
       -- -L "$port:localhost:$port"
     ;;
   resume)

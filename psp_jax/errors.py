@@ -49,7 +49,7 @@ def check_folder(flag: str, path) -> None:
   if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
     bucket = re.split("[/:]+", str(path))[1] or "BUCKET"
     raise ConfigError(
-        f"{flag}={path}: not a folder of this machine. Mount the bucket and "
-        f"name a folder in it (mkdir -p ~/bucket && gcsfuse --implicit-dirs "
-        f"{bucket} ~/bucket), or use a disk and copy what is on it (gcloud "
-        "storage rsync --recursive FROM TO): docs/cloud_tpu.md, Storage")
+        f"{flag}={path}: not a folder of this machine. Use a disk, and copy "
+        "from and to the bucket (gcloud storage rsync --recursive FROM TO); "
+        "or mount the bucket, if it has a hierarchical namespace, and name a "
+        f"folder in it (gcsfuse {bucket} ~/bucket): docs/cloud_tpu.md")

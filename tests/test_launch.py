@@ -486,17 +486,35 @@ def test_setup_comes_first(machine):
   assert "--setup: the command failed" in machine.log()
 
 
+def test_told_to_stop_before_it_began_it_never_does(machine):
+  machine("start", flags=["--setup=echo waiting; sleep 2"], body="exit 0")
+  deadline = time.monotonic() + 60
+  while "waiting" not in machine.log():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  machine("stop")
+  machine.until("ended 75")
+  assert "run 1" not in machine.log()
+
+
 SYNC = ["--sync=gs://b/r"]
 
 
 def test_a_new_run_is_copied_to_the_bucket(machine, launch):
   machine("start", "--workdir=runs/x", flags=SYNC,
           body="echo $count > runs/x/step; exit 0")
-  machine.until("ended 0")
+  deadline = time.monotonic() + 60
+  while "ended with 0" not in machine.log():
+    assert time.monotonic() < deadline, machine.log()
+    time.sleep(0.05)
+  look, *copies = recorded(launch.calls)
+  assert look == ["gcloud", "storage", "ls", "gs://b/r"]
+  assert copies == 2 * [[
+      "gcloud", "storage", "rsync", "--recursive",
+      "--delete-unmatched-destination-objects",
+      r"--exclude=.*orbax-checkpoint-tmp.*|^lock$|.*\.part$", "runs/x",
+      "gs://b/r"]]
   assert (launch.answers / "bucket/step").read_text() == "1\n"
-  copy = [c for c in recorded(launch.calls) if "rsync" in c]
-  # The file of calls is begun anew by each `status`: the last copy or none.
-  assert all("--delete-unmatched-destination-objects" in c for c in copy)
 
 
 def test_a_new_machine_fetches_the_run_first(machine, launch):
@@ -511,6 +529,7 @@ def test_a_new_machine_fetches_the_run_first(machine, launch):
   machine("start", "--workdir=runs/x", flags=SYNC, body="exit 0")
   machine.until("ended 0")
   assert (machine.home / "runs/x/step").read_text() == "42\n"
+  assert [p.name for p in machine.home.glob("runs/*/*")] == ["step"]
 
 
 def test_a_bucket_that_cannot_be_read_starts_nothing_anew(machine, launch):
