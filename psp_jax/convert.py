@@ -18,7 +18,11 @@ import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 
 from psp_jax import checkpoint, pretrained, runs, train_step  # noqa: E402
-from psp_jax.errors import CheckpointError, UserError  # noqa: E402
+from psp_jax.errors import (  # noqa: E402
+  CheckpointError,
+  UserError,
+  check_folder,
+)
 from psp_jax.pretrained import (  # noqa: E402
   architecture,
   files,
@@ -151,6 +155,7 @@ def _arguments():
 def main() -> None:
   args = _arguments()
   suffix = pathlib.Path(args.dst).suffix
+  check_folder("DST", args.dst)
   pathlib.Path(args.dst).parent.mkdir(parents=True, exist_ok=True)
   if pathlib.Path(args.src[0]).is_dir():
     if suffix not in (".pth", ".safetensors"):

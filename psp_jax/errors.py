@@ -3,6 +3,8 @@
 Everything else that escapes is a bug of ours and keeps its traceback.
 """
 
+import re
+
 
 class UserError(Exception):
   """Base of all errors whose message names the thing and the remedy."""
@@ -37,3 +39,17 @@ def check_choice(field: str, value, choices) -> None:
   if value not in choices:
     raise ConfigError(f"config.{field}={value!r}: choose one of "
                       f"{', '.join(map(repr, choices))}")
+
+
+def check_folder(flag: str, path) -> None:
+  """Raises ConfigError where a folder is wanted and `path` is a bucket's.
+
+  pathlib would take "gs://bucket" for a folder "gs:" of the current one.
+  """
+  if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+    bucket = re.split("[/:]+", str(path))[1] or "BUCKET"
+    raise ConfigError(
+        f"{flag}={path}: not a folder of this machine. Use a disk, and copy "
+        "from and to the bucket (gcloud storage rsync --recursive FROM TO); "
+        "or mount the bucket, if it has a hierarchical namespace, and name a "
+        f"folder in it (gcsfuse {bucket} ~/bucket): docs/cloud_tpu.md")

@@ -26,6 +26,7 @@ from psp_jax.errors import (  # noqa: E402
   Stopped,
   StorageError,
   UserError,
+  check_folder,
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -102,10 +103,13 @@ def _parse(argv):
     raise UserError(f"config has no field {field!r}; {hint}") from error
   except (TypeError, ValueError, OSError, flags.Error) as error:
     raise UserError(str(error).strip().splitlines()[-1].strip()) from error
+  check_folder("--workdir", _WORKDIR.value or "")
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/scenes.py")
   if not _config_file()[0].is_file():
     raise UserError(f"--config={_config_file()[0]}: no such file")
+  for field in ("manual_dir", "data_dir"):
+    check_folder(f"--config.data.{field}", _CONFIG.value.data[field])
   if argv[1:]:
     raise UserError(f"{argv[1]!r}: not a flag; every option starts with --")
   if not flags.FLAGS["verbosity"].present:

@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from psp_jax import compilation_cache, progress, visualize  # noqa: E402
+from psp_jax import compilation_cache, errors, progress, visualize  # noqa: E402
 from psp_jax.data.decode import encode_mask  # noqa: E402
 from psp_jax.data.pairs import IMAGE_SUFFIXES  # noqa: E402
 from psp_jax.errors import DataError, StorageError, UserError  # noqa: E402
@@ -280,6 +280,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
   """The exit code."""
   args = _arguments()
+  errors.check_folder("--output", args.output or "")
   inputs = find_inputs(args.input)
   from psp_jax import segmenter  # Late: mistakes above answer at once.
 

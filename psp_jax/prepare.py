@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from psp_jax import default_config, visualize  # noqa: E402
 from psp_jax.data import check, datasets  # noqa: E402
-from psp_jax.errors import DataError, UserError  # noqa: E402
+from psp_jax.errors import DataError, UserError, check_folder  # noqa: E402
 
 
 def prepare(config) -> None:
@@ -142,6 +142,7 @@ def _main() -> None:
     config.data[field] = getattr(args, field)
   config.data.name = args.dataset
   try:
+    check_folder("--output", args.output or "")
     if not args.check:
       prepare(config)
       return

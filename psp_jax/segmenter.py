@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from psp_jax import inference, runs, sliding_window, stitching, visualize
 from psp_jax.data import decode
-from psp_jax.errors import ConfigError, DataError
+from psp_jax.errors import ConfigError, DataError, check_folder
 from psp_jax.models import create_model
 
 # A photograph at most so many times larger than the network wants is taken as
@@ -40,6 +40,7 @@ def load(workdir, step: int | None = None, **options) -> "Segmenter":
   Raises:
     UserError: there is no such run or checkpoint, or an option cannot be.
   """
+  check_folder("--workdir", workdir)
   config, state = runs.load(pathlib.Path(workdir), step)
   return Segmenter(config, state, runs.load_classes(config, workdir),
                    **options)

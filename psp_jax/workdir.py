@@ -11,7 +11,7 @@ import tempfile
 
 import jax
 
-from psp_jax.errors import StorageError
+from psp_jax.errors import StorageError, check_folder
 
 
 @contextlib.contextmanager
@@ -21,8 +21,10 @@ def locked(workdir: pathlib.Path):
   Process 0 holds the lock, which the system lets go of with the process.
 
   Raises:
+    ConfigError: it is a bucket's.
     StorageError: it cannot be written, or another run has it: which.
   """
+  check_folder("--workdir", workdir)
   if jax.process_index() > 0:
     yield
     return

@@ -9,8 +9,17 @@ import time
 
 import pytest
 
-from psp_jax import runs, saved_config
+from psp_jax import (
+  convert,
+  predict,
+  prepare,
+  runs,
+  saved_config,
+  segmenter,
+  train,
+)
 from psp_jax.data import datasets
+from psp_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -51,6 +60,59 @@ def test_mistakes_are_one_line_and_exit_2(args, words):
   assert "Traceback" not in done.stderr
   for word in words:
     assert word in last
+
+
+_BUCKETS = {"--workdir": "gs://b/r", "--config.data.manual_dir": "gs://b/d",
+            "--config.data.data_dir": "s3://b/d"}
+
+
+@pytest.mark.parametrize("flag", _BUCKETS)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_bucket_is_refused_before_anything_is_made(mode, flag, tmp_path):
+  done = subprocess.run(
+      _command(f"--config={ROOT / 'configs/scenes.py'}", f"--mode={mode}",
+               f"{flag}={_BUCKETS[flag]}"),
+      cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+      capture_output=True, text=True, timeout=300)
+  assert done.returncode == 2
+  (last,) = done.stderr.splitlines()
+  assert last.startswith(f"error: {flag}={_BUCKETS[flag]}: ")
+  assert "gcsfuse b " in last and "gcloud storage rsync" in last
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command, args, flag", [
+    (prepare._main, ["--dataset=scenes", "--data_dir=gs://b/d"], "--data_dir"),
+    (prepare._main, ["--dataset=camvid", "--manual_dir=gs://b/d"],
+     "--manual_dir"),
+    (prepare._main, ["--dataset=scenes", "--check", "--output=gs://b/d"],
+     "--output=gs:/b/d"),
+    (predict.main, ["--workdir=run", "--input=.", "--output=gs://b/o"],
+     "--output=gs:/b/o"),
+    (convert.main, ["weights.pth", "gs://b/r"], "DST=gs://b/r"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_other_commands_refuse_buckets_too(command, args, flag, tmp_path,
+                                           monkeypatch, capsys):
+  (tmp_path / "photo.png").touch()  # That there is something to predict.
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "argv", ["command", *args])
+  with pytest.raises((ConfigError, SystemExit)) as ended:
+    command()
+  last = (str(ended.value) if ended.type is ConfigError
+          else capsys.readouterr().err.strip().splitlines()[-1])
+  assert flag in last and "gcsfuse b " in last
+  assert [p.name for p in tmp_path.iterdir()] == ["photo.png"]
+
+
+def test_a_bucket_in_the_environment_is_refused_too(tiny_config, monkeypatch):
+  tiny_config.data.data_dir = ""
+  monkeypatch.setenv("TFDS_DATA_DIR", "gs://b/d")
+  with pytest.raises(ConfigError, match="TFDS_DATA_DIR=gs://b/d"):
+    datasets.find_builder(tiny_config)
+  with pytest.raises(ConfigError, match="--workdir=gs://b/r"):
+    segmenter.load("gs://b/r")
+  with pytest.raises(ConfigError, match="--workdir=gs:/b/r"):
+    train.train(tiny_config, pathlib.Path("gs://b/r"))
 
 
 def test_a_cache_that_cannot_be_written_is_done_without():

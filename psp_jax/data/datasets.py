@@ -27,7 +27,12 @@ from psp_jax.data import (
 )
 from psp_jax.data.builder import PairsBuilder, SegmentationBuilder
 from psp_jax.data.taxonomy import IGNORE_LABEL, Taxonomy
-from psp_jax.errors import ConfigError, DataError, check_choice
+from psp_jax.errors import (
+  ConfigError,
+  DataError,
+  check_choice,
+  check_folder,
+)
 
 DATASETS = {
     "ade20k": ade20k.Ade20k,
@@ -128,7 +133,8 @@ def find_builder(config) -> SegmentationBuilder:
   `data_dir`.
 
   Raises:
-    ConfigError: there is no such dataset, or several prepared copies.
+    ConfigError: there is no such dataset, or several prepared copies; or a
+      bucket is named where a folder is wanted.
     DataError: `manual_dir` is not there.
   """
   c = config.data
@@ -137,6 +143,7 @@ def find_builder(config) -> SegmentationBuilder:
   if c.reduce_zero_label and builder_class is not folder.Folder:
     raise ConfigError(f"config.data.reduce_zero_label: what {c.name}'s ids "
                       "mean is built in; it is for data.name='folder'")
+  check_folder("config.data.manual_dir (--manual_dir)", c.manual_dir)
   home = _home(c.data_dir)
   manual_dir = None
   if c.manual_dir and issubclass(builder_class, PairsBuilder):
@@ -222,7 +229,11 @@ def read_split(builder: SegmentationBuilder, split: str) -> Split:
 
 
 def _home(data_dir: str) -> pathlib.Path:
-  home = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  home = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+  if data_dir:
+    home = data_dir
+    check_folder("config.data.data_dir (--data_dir)", home)
+  check_folder("TFDS_DATA_DIR", home)
   return pathlib.Path(home).expanduser().absolute() / "psp_jax"
 
 
