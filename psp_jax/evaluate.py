@@ -4,7 +4,6 @@ import collections
 import functools
 import json
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from psp_jax import (
   console,
   metrics,
-  progress,
   sliding_window,
   stitching,
   visualize,
@@ -24,7 +22,6 @@ from psp_jax.data import input_pipeline
 from psp_jax.models import prepack
 from psp_jax.workdir import write_text
 
-_SAY_EVERY_SECONDS = 15
 # Images whose results the host has not fetched yet: the device stays busy.
 _PENDING = 2
 
@@ -86,7 +83,8 @@ class Evaluator:
 
   def run(self, state, split, num_images: int | None = None,
           keep: int = 0, on_prediction=None,
-          alive=lambda doing: None) -> tuple[np.ndarray, list]:
+          alive=lambda doing: None,
+          what: str = "evaluation") -> tuple[np.ndarray, list]:
     """Scores `split`, or an evenly spread subset of it.
 
     Args:
@@ -97,6 +95,7 @@ class Evaluator:
       on_prediction: called with every (record, (H, W) uint8 class ids) of
         this process, in no other; None saves the transfer from the device.
       alive: called with what it is at, of every image; it may raise.
+      what: that the console calls it.
 
     Returns:
       The (C, C) int64 confusion matrix over all processes, and the kept.
@@ -112,10 +111,9 @@ class Evaluator:
     shown = set(input_pipeline.subset_indices(len(mine), keep)) if keep else ()
     total = np.zeros((self._num_classes,) * 2, np.int64)
     kept, done, pending = [], 0, collections.deque()
-    began = said = time.monotonic()
 
     def finish(record, predictions, confusion):
-      nonlocal done, said
+      nonlocal done
       total[:] += np.asarray(confusion)
       if done in shown or on_prediction:
         prediction = stitching.from_blocks(
@@ -125,13 +123,6 @@ class Evaluator:
         if on_prediction:
           on_prediction(record, prediction)
       done += 1
-      now = time.monotonic()
-      if now - said > _SAY_EVERY_SECONDS and done < len(mine):
-        left = (now - began) / done * (len(mine) - done)
-        console.say(f"evaluation {done}/{len(mine)} images  "
-                    f"{done / (now - began):.1f} images/s  "
-                    f"{progress.duration(left)} left")
-        said = now
 
     def images():
       for i, record in enumerate(input_pipeline.evaluation_records(
@@ -140,16 +131,18 @@ class Evaluator:
         yield record, record["image"]
 
     alive("scoring: waiting for the first image")
-    for record, blocks in stitching.stitched(
+    results = stitching.stitched(
         self._forward, variables, images(), self._num_classes, self.protocol,
-        self._window_batch):
-      pending.append((record, *_score(
-          blocks, record["label"], self._num_classes)))
-      blocks.clear()  # They need not wait for the next image's.
-      if len(pending) > _PENDING:
-        finish(*pending.popleft())
-    for result in pending:
-      finish(*result)
+        self._window_batch)
+    with console.tracked(results, len(mine), what, "images") as tracked:
+      for record, blocks in tracked:
+        pending.append((record, *_score(
+            blocks, record["label"], self._num_classes)))
+        blocks.clear()  # They need not wait for the next image's.
+        if len(pending) > _PENDING:
+          finish(*pending.popleft())
+      for result in pending:
+        finish(*result)
     return sum_over_processes(total), kept
 
 

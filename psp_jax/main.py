@@ -125,7 +125,8 @@ def run(command) -> None:
     sys.exit(2)
   except Stopped as stopped:
     print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
-    sys.exit(stopping.EXIT_CODE)
+    processes.part()
+    _leave(stopping.EXIT_CODE)
   except Exception as error:
     if not processes.are_several():
       raise
@@ -137,7 +138,8 @@ def run(command) -> None:
 
 
 def _leave(code) -> None:
-  """At once: threads may wait for a disk, or for processes that are gone."""
+  """At once: threads may wait for a disk, for processes that are gone, or
+  for TensorFlow's import."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

@@ -1,11 +1,14 @@
-"""How far a long loop is, and when it will be done. Speaks on stderr."""
+"""How far a long loop is, and when it will be done. Speaks on stderr.
+
+On a terminal that is one line at the bottom, below all that is said; both
+streams must be one, for what a pipe does with a line is not known here.
+"""
 
 import sys
 import time
 
-from tqdm import tqdm
-
 _SAY_EVERY_SECONDS = 10
+_DRAW_EVERY_SECONDS = 0.5
 
 
 def duration(seconds: float) -> str:
@@ -16,10 +19,44 @@ def duration(seconds: float) -> str:
           else f"{minutes}:{seconds:02}")
 
 
-def track(items, total: int, what: str):
+def on_terminal() -> bool:
+  return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def say(line: str, file=None) -> None:
+  """A whole line, above the bar if there is one; to stderr without `file`."""
+  file = file or sys.stderr
+  if on_terminal():
+    from tqdm import tqdm  # Late: it takes a tenth of a second.
+    tqdm.write(line, file)
+  else:
+    print(line, file=file)
+  file.flush()
+
+
+def bar(what: str, total: int, done: int = 0, **options):
+  """A tqdm that leaves nothing behind; for terminals."""
+  from tqdm import tqdm
+
+  class Bar(tqdm):
+    @property
+    def format_dict(self):
+      """Not quite as wide as the terminal, or "^C" would make it two lines."""
+      found = super().format_dict
+      return found | {"ncols": max((found["ncols"] or 80) - 4, 1)}
+
+  return Bar(desc=what, total=total, initial=done, leave=False,
+             dynamic_ncols=True, mininterval=_DRAW_EVERY_SECONDS, miniters=1,
+             **options)
+
+
+def track(items, total: int, what: str, unit: str = "pairs", say=say):
   """Yields `items`; a bar on a terminal, a line now and then elsewhere."""
-  if sys.stderr.isatty():
-    yield from tqdm(items, what, total, leave=False, unit=" pairs")
+  if on_terminal():
+    with bar(what, total, unit=f" {unit}") as drawn:
+      for item in items:
+        yield item
+        drawn.update()
     return
   began = said = time.monotonic()
   for done, item in enumerate(items, 1):
@@ -27,10 +64,10 @@ def track(items, total: int, what: str):
     now = time.monotonic()
     if now - said > _SAY_EVERY_SECONDS and done < total:
       rate = done / (now - began)
-      say(f"{what} {done:,}/{total:,}  {rate:.0f}/s  "
+      say(f"{what} {done:,}/{total:,}  {_rounded(rate)}/s  "
           f"{duration((total - done) / rate)} left")
       said = now
 
 
-def say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
+def _rounded(rate):
+  return f"{rate:.0f}" if rate >= 9.5 else f"{rate:.2g}"

@@ -7,6 +7,7 @@ _IGNORED = (0, 0, 0)
 _IGNORED_BESIDE_BLACK = (224, 224, 192)  # VOC's own, whose background is black.
 _GAP = 4
 _TEXT_HEIGHT = 22
+MAX_WIDTH = 480  # Of pictures that are looked at on a screen.
 
 
 def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -33,12 +34,13 @@ def overlay(image: np.ndarray, label: np.ndarray, palette: np.ndarray,
   return mixed
 
 
-def contact_sheet(rows, taxonomy) -> np.ndarray:
+def contact_sheet(rows, taxonomy, max_width: int | None = None) -> np.ndarray:
   """A row a record: image | truth | prediction, and a legend below.
 
   Args:
     rows: of (image (H, W, 3), truth (H, W), prediction (H, W)).
     taxonomy: names and colours.
+    max_width: that larger pictures are shrunk to; None: they stay.
 
   Returns:
     (height, width, 3) uint8 RGB, white between the pictures.
@@ -46,11 +48,11 @@ def contact_sheet(rows, taxonomy) -> np.ndarray:
   palette = taxonomy.palette
   return _sheet([
       [image, colorize(truth, palette), colorize(guess, palette)]
-      for image, truth, guess in rows],
+      for image, truth, guess in (_shrunk(row, max_width) for row in rows)],
       ("image", "truth", "prediction"), taxonomy)
 
 
-def mask_sheet(rows, taxonomy, max_width: int = 480) -> np.ndarray:
+def mask_sheet(rows, taxonomy, max_width: int = MAX_WIDTH) -> np.ndarray:
   """A row a record: image | mask | both, and a legend below.
 
   Args:
@@ -62,16 +64,23 @@ def mask_sheet(rows, taxonomy, max_width: int = 480) -> np.ndarray:
     (height, width, 3) uint8 RGB.
   """
   pictures = []
-  for image, label in rows:
-    height, width = label.shape
-    if width > max_width or height > 2 * max_width:
-      scale = min(max_width / width, 2 * max_width / height)
-      size = max(1, round(width * scale)), max(1, round(height * scale))
-      image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-      label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+  for image, label in (_shrunk(row, max_width) for row in rows):
     pictures.append([image, colorize(label, taxonomy.palette),
                      overlay(image, label, taxonomy.palette)])
   return _sheet(pictures, ("image", "mask", "both"), taxonomy)
+
+
+def _shrunk(row, max_width):
+  """(image, label, ...) no wider than that, and no higher than twice that."""
+  image, *labels = row
+  height, width = labels[0].shape
+  if max_width is None or width <= max_width and height <= 2 * max_width:
+    return row
+  scale = min(max_width / width, 2 * max_width / height)
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  return [cv2.resize(image, size, interpolation=cv2.INTER_AREA), *(
+      cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+      for label in labels)]
 
 
 def _sheet(pictures, titles, taxonomy) -> np.ndarray:
