@@ -3,7 +3,9 @@
 import contextlib
 import math
 import pathlib
+import shutil
 import sys
+import textwrap
 import time
 
 import jax
@@ -13,8 +15,16 @@ from psp_jax.progress import duration
 
 
 def say(*lines: str) -> None:
-  if jax.process_index() == 0:
-    progress.say("\n".join(lines), sys.stdout)
+  """Whole lines on stdout; on a terminal wrapped between words."""
+  if jax.process_index() > 0:
+    return
+  text = "\n".join(lines)
+  if progress.on_terminal():
+    wrapper = textwrap.TextWrapper(
+        shutil.get_terminal_size().columns, subsequent_indent=" " * 11,
+        break_long_words=False, break_on_hyphens=False)
+    text = "\n".join(map(wrapper.fill, text.split("\n")))
+  progress.say(text, sys.stdout)
 
 
 def log(line: str) -> None:
@@ -108,15 +118,15 @@ class Progress:
     """The bar, where there is a terminal: `step` steps are done."""
     if not progress.on_terminal() or jax.process_index() > 0:
       return
-    if self._bar is None:
-      self._bar = progress.bar(
-          "training", self._num_steps, step,
-          bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
-          "{postfix}")
     text = f"loss {values['loss']:.4f}"
     rate = self.images_per_second(step)
     if rate:
       text += f", {rate:.1f} images/s, {self._left(step, rate)}"
+    if self._bar is None:
+      self._bar = progress.bar(
+          "training", self._num_steps, step, postfix=text,
+          bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"
+          "{postfix}")
     self._bar.set_postfix_str(text, refresh=False)
     self._bar.update(step - self._bar.n)
 

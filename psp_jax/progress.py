@@ -50,10 +50,20 @@ def bar(what: str, total: int, done: int = 0, **options):
              **options)
 
 
+def log_above() -> None:
+  """What libraries log (through absl) comes above the bar, as `say` does."""
+  if on_terminal():
+    from absl import logging
+    from tqdm.contrib import DummyTqdmFile
+    logging.get_absl_handler().python_handler.setStream(
+        DummyTqdmFile(sys.stderr))
+
+
 def track(items, total: int, what: str, unit: str = "pairs", say=say):
   """Yields `items`; a bar on a terminal, a line now and then elsewhere."""
   if on_terminal():
-    with bar(what, total, unit=f" {unit}") as drawn:
+    with bar(what, total, unit=f" {unit}", bar_format="{l_bar}{bar}| {n_fmt}/"
+             "{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]") as drawn:
       for item in items:
         yield item
         drawn.update()

@@ -198,6 +198,7 @@ def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
 
     if _due(step, config.log_every_steps) or first or last:
       values = guard.check(*pending)
+      progress.show(step, values)
       if first:
         start.done("step")
         console.log(start.line())

@@ -62,7 +62,7 @@ class Terminal:
         start_new_session=True)
     self.raw, self.screen = "", Screen()
 
-  def read(self, until=None, seconds=120):
+  def read(self, until=None, seconds=300):
     """Until the text comes; without, until the process ends."""
     os.set_blocking(self._ours, False)
     deadline = time.monotonic() + seconds
@@ -125,8 +125,8 @@ def test_a_run_is_lines_above_one_bar(terminal, tmp_path):
               list(range(1, 13)))
   assert sum(line.startswith("validation mIoU") for line in lines) == 1
   assert not [line for line in lines if "%|" in line]
-  assert lines[-1] == f"curves     tensorboard --logdir={tmp_path / 'run'}" or (
-      len(lines[-1]) < WIDTH and lines[-1] in str(tmp_path / "run"))
+  shown = "".join("".join(lines).split())  # However it is wrapped.
+  assert shown.endswith(f"curvestensorboard--logdir={tmp_path / 'run'}")
   assert run.left_in_order()
 
 
@@ -139,9 +139,9 @@ def test_ctrl_c_leaves_the_terminal_in_order(terminal, tmp_path):
   run.read()
   assert run.process.returncode == stopping.EXIT_CODE, run.raw
   told, stopped = [line for line in run.screen.lines
-                   if not re.match("step |[a-z]+ {2}", line)][-2:]
-  assert told == ("SIGINT: saving what is done, then leaving; Ctrl-C again "
-                  "leaves at once")
+                   if re.match("SIG|stopped", line)]
+  assert re.fullmatch("SIGINT: saving what is done, then leaving; Ctrl-C again "
+                      r"leaves at once( +\^C)?", told)
   assert re.fullmatch(r"stopped: saved step [\d,]+; the same command goes on",
                       stopped)
   assert stopped == run.screen.lines[-1]
