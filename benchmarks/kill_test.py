@@ -45,7 +45,7 @@ def start(line):
 
 
 def step_of(text: str) -> int | None:
-  found = re.match(r"step +(\d+)/", text)
+  found = re.match(r"(?:[\d:]+ )?step +(\d+)/", text)
   return int(found[1]) if found else None
 
 

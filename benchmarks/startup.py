@@ -50,7 +50,7 @@ def first_step(line: list[str], environment) -> dict[str, float]:
     told = []
     for text in process.stdout:
       told.append(text)
-      if text.startswith("first step"):
+      if "first step" in text:
         whole = time.perf_counter() - began
         fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text(
             ).rpartition(")")[2].split()

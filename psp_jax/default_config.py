@@ -106,6 +106,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.validation.split = "val"
   c.validation.every_steps = 5_000  # 0: never.
   c.validation.num_images = 100
+  c.validation.contact_sheet_images = 4  # For TensorBoard; the same each time.
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every_steps = 1_000  # Validated steps are saved as well.
@@ -113,6 +114,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.checkpoint.keep_every_steps = 0  # and those of multiples of this.
 
   c.log_every_steps = 50
+  c.profile = ""  # "10:13": a trace of steps 10 to 13, for XProf.
   c.non_finite = "stop"  # Or "skip" the steps that are NaN or infinite,
   c.max_skipped_steps = 10  # so many in a row.
   c.stall_seconds = 1_800  # Without a sign of life, then it ends; 0: never.

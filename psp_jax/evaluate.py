@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,6 @@ from psp_jax import (
   console,
   inference,
   metrics,
-  progress,
   sliding_window,
   stitching,
   visualize,
@@ -25,7 +23,6 @@ from psp_jax import (
 from psp_jax.data import input_pipeline
 from psp_jax.workdir import write_text
 
-_SAY_EVERY_SECONDS = 15
 # Images whose results the host has not fetched yet: the device stays busy.
 _PENDING = 2
 
@@ -63,7 +60,8 @@ class Evaluator:
 
   def run(self, state, split, num_images: int | None = None,
           keep: int = 0, on_prediction=None, alive=lambda doing: None,
-          on_scored=None) -> tuple[np.ndarray, list]:
+          on_scored=None, what: str = "evaluation"
+          ) -> tuple[np.ndarray, list]:
     """Scores `split`, or an evenly spread subset of it.
 
     Args:
@@ -76,6 +74,7 @@ class Evaluator:
       alive: called with what it is at, of every image; it may raise.
       on_scored: called with every (record, its (C, C) confusion matrix, a
         function that fetches the class ids) of this process, in no other.
+      what: that the console calls it.
 
     Returns:
       The (C, C) int64 confusion matrix over all processes, and the kept.
@@ -86,10 +85,9 @@ class Evaluator:
     shown = set(input_pipeline.subset_indices(len(mine), keep)) if keep else ()
     total = np.zeros((self._num_classes,) * 2, np.int64)
     kept, done, pending = [], 0, collections.deque()
-    began = said = time.monotonic()
 
     def finish(record, predictions, confusion):
-      nonlocal done, said
+      nonlocal done
       confusion = np.asarray(confusion)
       total[:] += confusion
       prediction = functools.cache(lambda: stitching.from_blocks(
@@ -101,13 +99,6 @@ class Evaluator:
       if on_scored:
         on_scored(record, confusion, prediction)
       done += 1
-      now = time.monotonic()
-      if now - said > _SAY_EVERY_SECONDS and done < len(mine):
-        left = (now - began) / done * (len(mine) - done)
-        console.say(f"evaluation {done}/{len(mine)} images  "
-                    f"{done / (now - began):.1f} images/s  "
-                    f"{progress.duration(left)} left")
-        said = now
 
     def images():
       for i, record in enumerate(input_pipeline.evaluation_records(
@@ -116,15 +107,16 @@ class Evaluator:
         yield record, record["image"]
 
     alive("scoring: waiting for the first image")
-    for record, blocks in self._inference.stitched(
-        variables, images(), self.protocol):
-      pending.append((record, *_score(
-          blocks, record["label"], self._num_classes)))
-      blocks.clear()  # They need not wait for the next image's.
-      if len(pending) > _PENDING:
-        finish(*pending.popleft())
-    for result in pending:
-      finish(*result)
+    results = self._inference.stitched(variables, images(), self.protocol)
+    with console.tracked(results, len(mine), what, "images") as tracked:
+      for record, blocks in tracked:
+        pending.append((record, *_score(
+            blocks, record["label"], self._num_classes)))
+        blocks.clear()  # They need not wait for the next image's.
+        if len(pending) > _PENDING:
+          finish(*pending.popleft())
+      for result in pending:
+        finish(*result)
     return sum_over_processes(total), kept
 
 

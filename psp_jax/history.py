@@ -59,8 +59,13 @@ class History:
 
   def best_step(self) -> int | None:
     """Of the largest mIoU, the first of equals; None before any."""
+    best = self.best()
+    return best and best["step"]
+
+  def best(self) -> dict | None:
+    """The line of `best_step`."""
     scored = [e for e in self._entries if e["miou"] is not None]
-    return max(scored, key=lambda e: e["miou"])["step"] if scored else None
+    return max(scored, key=lambda e: e["miou"], default=None)
 
 
 def curves(workdir: pathlib.Path) -> tuple[list[dict], list[dict]]:

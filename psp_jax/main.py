@@ -57,8 +57,9 @@ def _main(stop) -> None:
   # default the collector looks at them all again and again.
   gc.set_threshold(50_000)
   # Late, so that --help and mistakes in flags answer at once.
-  from psp_jax import compilation_cache, console, train
+  from psp_jax import compilation_cache, console, progress, train
 
+  progress.log_above()
   path, argument = _config_file()
   name = f"{path.stem}_{argument}" if argument else path.stem
   workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)
@@ -129,7 +130,8 @@ def run(command) -> None:
     sys.exit(2)
   except Stopped as stopped:
     print(f"stopped: {stopped}; the same command goes on", file=sys.stderr)
-    sys.exit(stopping.EXIT_CODE)
+    processes.part()
+    _leave(stopping.EXIT_CODE)
   except Exception as error:
     if not processes.are_several():
       raise
@@ -141,7 +143,8 @@ def run(command) -> None:
 
 
 def _leave(code) -> None:
-  """At once: threads may wait for a disk, or for processes that are gone."""
+  """At once: threads may wait for a disk, for processes that are gone, or
+  for TensorFlow's import."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

@@ -47,7 +47,7 @@ class Guard:
             f"{values['learning_rate']:.3g}")
     if (self._config.non_finite == "skip"
         and self._skipped <= self._config.max_skipped_steps):
-      console.say(f"skipped    {what}")
+      console.log(f"skipped    {what}")
       return values
     self._report(step, values, metrics["finite_grads"])
     raise NonFiniteError(

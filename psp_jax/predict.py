@@ -157,7 +157,7 @@ def predict_photographs(seg, inputs, writer: Writer) -> list[str]:
   if not inputs:
     return []
   failed: list[str] = []
-  status = progress.Status("photographs", len(inputs), " photographs")
+  status = progress.Status("photographs", len(inputs), "photographs")
   names: list[str] = []
   done = 0
 
@@ -167,7 +167,7 @@ def predict_photographs(seg, inputs, writer: Writer) -> list[str]:
         image = segmenter.read_image(path)
       except DataError as error:
         failed.append(str(error))
-        status.say(f"left out: {error}")
+        progress.say(f"left out: {error}")
         continue
       names.append(name)
       yield image
@@ -204,7 +204,7 @@ def predict_video(seg, path: pathlib.Path, name: str, writer: Writer) -> None:
   total = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
   rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
   target = writer.path(f"overlays/{name}.mp4")
-  status = progress.Status(path.name, total, " frames")
+  status = progress.Status(path.name, total, "frames")
 
   def frames() -> Iterator[np.ndarray]:
     while True:

@@ -50,6 +50,12 @@ def are_several() -> bool:
   return jax is not None and jax.process_count() > 1
 
 
+def part() -> None:
+  """Waits until all processes of this run are about to leave."""
+  if are_several():
+    sys.modules["jax"].distributed.shutdown()
+
+
 def _on_a_cluster() -> bool:
   """Where `jax.distributed.initialize` finds out by itself."""
   if int(os.environ.get("SLURM_NTASKS") or 1) > 1:

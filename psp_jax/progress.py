@@ -1,11 +1,14 @@
-"""How far a long loop is, and when it will be done. Speaks on stderr."""
+"""How far a long loop is, and when it will be done. Speaks on stderr.
+
+On a terminal that is one line at the bottom, below all that is said; both
+streams must be one, for what a pipe does with a line is not known here.
+"""
 
 import sys
 import time
 
-from tqdm import tqdm
-
 _SAY_EVERY_SECONDS = 10
+_DRAW_EVERY_SECONDS = 0.5
 
 
 def duration(seconds: float) -> str:
@@ -16,6 +19,46 @@ def duration(seconds: float) -> str:
           else f"{minutes}:{seconds:02}")
 
 
+def on_terminal() -> bool:
+  return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def say(line: str, file=None) -> None:
+  """A whole line, above the bar if there is one; to stderr without `file`."""
+  file = file or sys.stderr
+  if on_terminal():
+    from tqdm import tqdm  # Late: it takes a tenth of a second.
+    tqdm.write(line, file)
+  else:
+    print(line, file=file)
+  file.flush()
+
+
+def bar(what: str, total: int, done: int = 0, **options):
+  """A tqdm that leaves nothing behind; for terminals."""
+  from tqdm import tqdm
+
+  class Bar(tqdm):
+    @property
+    def format_dict(self):
+      """Not quite as wide as the terminal, or "^C" would make it two lines."""
+      found = super().format_dict
+      return found | {"ncols": max((found["ncols"] or 80) - 4, 1)}
+
+  return Bar(desc=what, total=total, initial=done, leave=False,
+             dynamic_ncols=True, mininterval=_DRAW_EVERY_SECONDS, miniters=1,
+             **options)
+
+
+def log_above() -> None:
+  """What libraries log (through absl) comes above the bar, as `say` does."""
+  if on_terminal():
+    from absl import logging
+    from tqdm.contrib import DummyTqdmFile
+    logging.get_absl_handler().python_handler.setStream(
+        DummyTqdmFile(sys.stderr))
+
+
 class Status:
   """How far: a bar on a terminal, a line now and then elsewhere."""
 
@@ -23,20 +66,21 @@ class Status:
     """`total` 0: nobody knows."""
     self._what, self._total = what, total
     self._began = self._said = time.monotonic()
-    self._bar = tqdm(
-        total=total or None, desc=what, unit=unit, file=sys.stderr,
-        disable=None, dynamic_ncols=True, leave=False,
-        # Parts of one count, which tqdm's own format shows to six digits.
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} "
-                   "[{elapsed}<{remaining}{postfix}]" if total else None)
+    self._bar = None
+    if on_terminal():
+      # Parts of one count, which tqdm's own format shows to six digits.
+      self._bar = bar(what, total, unit=f" {unit}", bar_format=(
+          "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} "
+          "[{elapsed}<{remaining}{postfix}]") if total else None)
 
   def at(self, done: float, doing: str = "") -> None:
     """`done` of the total are; a half of one counts as such."""
-    self._bar.set_postfix_str(doing, refresh=False)
-    self._bar.update(done - self._bar.n)
+    if self._bar is not None:
+      self._bar.set_postfix_str(doing, refresh=False)
+      self._bar.update(done - self._bar.n)
+      return
     now = time.monotonic()
-    if (not self._bar.disable or now - self._said < _SAY_EVERY_SECONDS
-        or done >= self._total > 0):
+    if now - self._said < _SAY_EVERY_SECONDS or done >= self._total > 0:
       return
     self._said = now
     text = f"{self._what} {int(done):,}"
@@ -45,19 +89,19 @@ class Status:
       text += f"/{self._total:,}" + (f"  {duration(left)} left" if left else "")
     say(f"{text}  {doing}".rstrip())
 
-  def say(self, line: str) -> None:
-    """A line that stays."""
-    self._bar.clear()
-    say(line)
-
   def close(self) -> None:
-    self._bar.close()
+    if self._bar is not None:
+      self._bar.close()
 
 
-def track(items, total: int, what: str):
+def track(items, total: int, what: str, unit: str = "pairs", say=say):
   """Yields `items`; a bar on a terminal, a line now and then elsewhere."""
-  if sys.stderr.isatty():
-    yield from tqdm(items, what, total, leave=False, unit=" pairs")
+  if on_terminal():
+    with bar(what, total, unit=f" {unit}", bar_format="{l_bar}{bar}| {n_fmt}/"
+             "{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]") as drawn:
+      for item in items:
+        yield item
+        drawn.update()
     return
   began = said = time.monotonic()
   for done, item in enumerate(items, 1):
@@ -65,10 +109,10 @@ def track(items, total: int, what: str):
     now = time.monotonic()
     if now - said > _SAY_EVERY_SECONDS and done < total:
       rate = done / (now - began)
-      say(f"{what} {done:,}/{total:,}  {rate:.0f}/s  "
+      say(f"{what} {done:,}/{total:,}  {_rounded(rate)}/s  "
           f"{duration((total - done) / rate)} left")
       said = now
 
 
-def say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
+def _rounded(rate):
+  return f"{rate:.0f}" if rate >= 9.5 else f"{rate:.2g}"

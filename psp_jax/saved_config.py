@@ -49,7 +49,7 @@ FREE = (
     "published", "model.pretrained", "model.layout", "model.remat",
     "data.manual_dir", "data.data_dir", "data.workers", "data.num_threads",
     "data.cache_gib", "mesh.", "eval.", "validation.", "checkpoint.",
-    "log_every_steps", "max_skipped_steps", "stall_seconds",
+    "log_every_steps", "profile", "max_skipped_steps", "stall_seconds",
     "peer_timeout_seconds")
 
 

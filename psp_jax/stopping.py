@@ -9,9 +9,9 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 
+from psp_jax import progress
 from psp_jax.errors import Stopped
 
 # What the process ends with: saved, or had nothing to save (sysexits.h's
@@ -91,18 +91,17 @@ class Stop:
   def _take(self, number):
     if self._asked is not None:
       if number == signal.SIGINT:
+        if progress.on_terminal():
+          os.write(2, b"\n")  # The bar stays; what comes next is below it.
         os._exit(EXIT_CODE_AT_ONCE)
       return
     self._asked = number
     if self._nothing_to_save:
-      _say(f"{number.name}: stopped before there was anything to save; the "
-           "same command starts again")
+      progress.say(f"{number.name}: stopped before there was anything to save; "
+                   "the same command starts again")
       os._exit(EXIT_CODE)
-    _say(f"{number.name}: saving what is done, then leaving"
-         + ("; Ctrl-C again leaves at once" if number == signal.SIGINT else ""))
+    progress.say(
+        f"{number.name}: saving what is done, then leaving"
+        + ("; Ctrl-C again leaves at once" if number == signal.SIGINT else ""))
     if self._shared:  # The others have to hear of it.
       os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)

@@ -11,18 +11,20 @@ from psp_jax import (
   cityscapes_scores,
   console,
   evaluate,
+  events,
   history,
   losses,
   non_finite,
   pretrained,
+  profiling,
   report,
   runs,
   saved_config,
-  scalars,
   sharding,
   stopping,
   submission,
   train_step,
+  visualize,
   watchdog,
 )
 from psp_jax import workdir as folder
@@ -73,6 +75,7 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
   input_pipeline.check(config)
   input_pipeline.check_shared_memory(config)
   check_choice("non_finite", config.non_finite, ("stop", "skip"))
+  profiled = profiling.parse(config.profile, config.num_train_steps)
   settle_classes(config, datasets.taxonomy(config))
   model = create_model(config)
   evaluator = evaluate.Evaluator(model, config)
@@ -95,7 +98,7 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
   state = jax.device_put(state, sharding.replicated(mesh))
   checkpoints = checkpoint.Checkpoints(
       workdir, config.checkpoint.keep, config.checkpoint.keep_every_steps,
-      lambda: validations.best_step())
+      lambda: past.best_step())
   resumed = checkpoints.steps()
   if resumed:  # A converted network is a checkpoint of step 0.
     if resumed[-1]:
@@ -103,7 +106,7 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
     dog.hears("reading the last checkpoint")
     state = checkpoints.restore(state, repair=True)
   first_step = int(state.step)
-  validations = history.History(workdir, first_step)
+  past = history.History(workdir, first_step)
   runs.save_config(config, workdir)
   runs.save_classes(runs.Classes(
       train_split.taxonomy, runs.usual_size(train_split)), workdir)
@@ -116,33 +119,47 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
       + (f", from {train_split.source}" if train_split.source else ""),
       workdir)
   if resumed:
-    console.say(f"resumed    from the checkpoint of step {first_step:,}")
+    console.log(f"resumed    from the checkpoint of step {first_step:,}")
   if first_step < config.num_train_steps:
-    console.say("compiling  the first step takes a while, the first time")
+    console.log("compiling  the first step takes a while, the first time")
+  if profiled and profiled[1] <= first_step:
+    console.log(f"profile    none: steps {config.profile} are done already")
 
   # ---- The step, compiled once.
   step_fn = train_step.compiled_step(model, config, mesh)
 
   # ---- The steps, then the score.
-  writer = scalars.ScalarWriter(workdir)
+  writer = events.EventWriter(workdir)
   guard = non_finite.Guard(config, workdir, train_split, state.params)
   reader = input_pipeline.train_batches(train_split, config, first_step)
   batches = sharding.prefetch_to_mesh(reader, mesh)
+  progress = console.Progress(config.num_train_steps, config.global_batch_size)
+  profile = profiling.Profile(profiled, workdir)
 
   def alive(doing):
     dog.hears(doing)
     stop.check()
 
   def validate(state):
-    confusion, _ = evaluator.run(
-        state, validation_split, config.validation.num_images, alive=alive)
-    return evaluate.score(confusion, config)
+    confusion, kept = evaluator.run(
+        state, validation_split, config.validation.num_images,
+        config.validation.contact_sheet_images, alive=alive, what="validation")
+    scores = evaluate.score(confusion, config)
+    step, taxonomy = int(state.step), validation_split.taxonomy
+    past.add(step, scores)
+    console.log(f"validation {console.summary(scores)}")
+    writer.write_scores(step, "validation", scores, taxonomy.class_names)
+    if kept:
+      writer.write_image(step, "validation/photos", visualize.contact_sheet(
+          kept, taxonomy, visualize.MAX_WIDTH))
 
-  with contextlib.closing(writer):  # What it has is written, come what may.
+  with writer:  # What it has is written, come what may.
     try:
-      with contextlib.closing(reader):  # Or its processes live on.
+      with (contextlib.closing(reader),  # Or its processes live on.
+            contextlib.closing(progress), contextlib.closing(profile)):
         state = run_steps(config, state, step_fn, batches, guard, checkpoints,
-                          validate, validations, writer, start, stop, dog)
+                          validate, past, writer, start, stop, dog, progress,
+                          profile)
     finally:
       # Waits for the save under way, whatever happened; but of several
       # processes others may be gone, and what they save together never ends.
@@ -150,11 +167,13 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
       if jax.process_count() == 1 or failed in (None, Stopped):
         dog.hears("waiting for a checkpoint to be written")
         checkpoints.close()
-    finish(evaluator, state, eval_split, config, workdir, writer, alive)
+    scores = finish(evaluator, state, eval_split, config, workdir, writer,
+                    alive)
+  console.describe_end(workdir, start.seconds(), scores, past.best())
 
 
 def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
-              validations, writer, start, stop, dog):
+              past, writer, start, stop, dog, progress, profile):
   """From `state.step` to the last: train, report, save, validate.
 
   Step s is checked while step s + 1 runs on the device.
@@ -163,31 +182,35 @@ def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
     Stopped: it was told to; the last step that is done is saved.
   """
   first_step = int(state.step)
-  progress = console.Progress(
-      config.num_train_steps, config.global_batch_size)
   pending = None
   for step in range(first_step + 1, config.num_train_steps + 1):
     first, last = step == first_step + 1, step == config.num_train_steps
-    dog.hears(f"waiting for the batch of step {step}")
-    batch = next(batches)
-    dog.hears("compiling the step" if first else f"waiting for step {step}")
-    state, metrics = step_fn(state, batch)
+    with profile.step(step):
+      dog.hears(f"waiting for the batch of step {step}")
+      with jax.profiler.TraceAnnotation("next batch"):
+        batch = next(batches)
+      dog.hears("compiling the step" if first else f"waiting for step {step}")
+      state, metrics = step_fn(state, batch)
     if first:
       start.done("batch and compile")
     if pending is not None:
-      guard.check(*pending)
+      progress.show(pending[0], guard.check(*pending))
     pending = step, metrics
+    with progress.paused():
+      profile.started(step, metrics)
 
     if _due(step, config.log_every_steps) or first or last:
       values = guard.check(*pending)
+      progress.show(step, values)
       if first:
         start.done("step")
-        console.say(start.line())
-      console.say(progress.line(step, values))
-      writer.write_scalars(step, dict(
-          values, images_per_second=progress.images_per_second(step)))
+        console.log(start.line())
+        writer.write_config(step, config)
+      console.log(progress.line(step, values))
+      writer.write_scalars(step, "train", values | {
+          "images_per_second": progress.images_per_second(step)})
       if step == 1 or last or _due(step, config.log_every_steps):
-        validations.add_step(step, values)  # As if nothing had disturbed it.
+        past.add_step(step, values)  # As if nothing had disturbed it.
     if first:
       progress.start(step)  # After the compilation.
       stop.nothing_to_save(False)
@@ -198,20 +221,15 @@ def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
         or validating):
       guard.check(*pending)
       dog.hears(f"saving step {step}")
-      paused_at = progress.pause()
-      checkpoints.save(state)
-      progress.resume(paused_at)
+      with progress.paused():
+        checkpoints.save(state)
     if leaving:
       checkpoints.wait()
       raise Stopped(f"saved step {step:,}")
 
     if validating:
-      paused_at = progress.pause()
-      scores = validate(state)
-      validations.add(step, scores)
-      console.say(f"validation {console.summary(scores)}")
-      writer.write_scalars(step, {"validation/miou": scores.miou})
-      progress.resume(paused_at)
+      with progress.paused(hidden=True):
+        validate(state)
   return state
 
 
@@ -221,6 +239,7 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
   Raises:
     UserError: there is no such checkpoint, or it does not fit the config.
   """
+  start = console.Start()
   checkpoint.Checkpoints.existing(workdir).close()
   input_pipeline.check(config)
   settle_classes(config, datasets.taxonomy(config))
@@ -228,19 +247,23 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
   split = datasets.open_split(config, config.eval.split)
   check_scorable(config, split)
   state = runs.restore(config, workdir, config.eval.step)
-  with contextlib.closing(scalars.ScalarWriter(workdir)) as writer:
-    finish(evaluator, state, split, config, workdir, writer)
+  with events.EventWriter(workdir) as writer:
+    scores = finish(evaluator, state, split, config, workdir, writer)
+  console.describe_end(workdir, start.seconds(), scores)
 
 
 def finish(evaluator, state, split, config, workdir, writer,
-           alive=lambda doing: None) -> None:
-  """The evaluation that ends a run: console and files in workdir."""
+           alive=lambda doing: None):
+  """The evaluation that ends a run: console and files in workdir.
+
+  Returns:
+    The scores; None where there are no masks to score by.
+  """
   step = int(state.step)
-  console.say(f"evaluation of step {step:,} on {config.data.name} "
+  console.log(f"evaluation of step {step:,} on {config.data.name} "
               f"{config.eval.split}, {evaluator.protocol.as_json()}")
-  files, uses = "eval.json, contact_sheet.png", []
+  uses = []
   if config.eval.write_predictions:
-    files += ", predictions/"
     uses.append(lambda record, prediction: submission.write(
         workdir / "predictions", split.taxonomy, record["name"], prediction))
   instances = cityscapes_scores.Counts()
@@ -266,20 +289,15 @@ def finish(evaluator, state, split, config, workdir, writer,
                          count, step, kept, config.data.name,
                          config.eval.split, further)
   if split.labelled:
-    files += ", confusion.csv"
     evaluate.write_confusion(workdir, confusion, split.taxonomy.class_names)
-  if images:
-    files += ", report.html"
-    report.write(workdir, config, split.taxonomy, confusion, images)
-  if split.labelled:
-    writer.write_scalars(step, {
-        "eval/miou": scores.miou, "eval/mean_accuracy": scores.mean_accuracy,
-        "eval/pixel_accuracy": scores.pixel_accuracy})
+    if images:
+      report.write(workdir, config, split.taxonomy, confusion, images)
+    writer.write_scores(step, "eval", scores, split.taxonomy.class_names)
     console.say(console.score_table(scores, split.taxonomy.class_names))
   for kind, value in further.get("cityscapes", {}).items():
     if kind.startswith("average") and value is not None:
       console.say(f"{kind} {value:.2%} (Cityscapes' own)")
-  console.say(f"written to {workdir}: {files}")
+  return scores if split.labelled else None
 
 
 def settle_classes(config, taxonomy) -> None:

@@ -9,6 +9,7 @@ _IGNORED_BESIDE_BLACK = (224, 224, 192)  # VOC's own, whose background is black.
 _WRONG = (214, 40, 57)
 _GAP = 4
 _TEXT_HEIGHT = 22
+MAX_WIDTH = 480  # Of pictures that are looked at on a screen.
 
 
 def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -81,12 +82,14 @@ def shares_legend(label: np.ndarray, taxonomy, width: int,
   return np.asarray(panel)
 
 
-def shrunk(max_width: int, image: np.ndarray, *labels: np.ndarray) -> list:
+def shrunk(max_width: int | None, image: np.ndarray, *labels: np.ndarray
+           ) -> list:
   """The image and label maps, no wider than this, nor higher than its double.
 
-  What fits is handed back as it is.
+  What fits is handed back as it is; so is all where `max_width` is None.
   """
   height, width = image.shape[:2]
+  max_width = max_width or width + height
   scale = min(max_width / width, 2 * max_width / height)
   if scale >= 1:
     return [image, *labels]
@@ -110,12 +113,13 @@ def errors(image: np.ndarray, truth: np.ndarray,
   return shown
 
 
-def contact_sheet(rows, taxonomy) -> np.ndarray:
+def contact_sheet(rows, taxonomy, max_width: int | None = None) -> np.ndarray:
   """A row a record: image | truth | prediction, and a legend below.
 
   Args:
     rows: of (image (H, W, 3), truth (H, W), prediction (H, W)).
     taxonomy: names and colours.
+    max_width: that larger pictures are shrunk to; None: they stay.
 
   Returns:
     (height, width, 3) uint8 RGB, white between the pictures.
@@ -123,11 +127,11 @@ def contact_sheet(rows, taxonomy) -> np.ndarray:
   palette = taxonomy.palette
   return _sheet([
       [image, colorize(truth, palette), colorize(guess, palette)]
-      for image, truth, guess in rows],
+      for image, truth, guess in (shrunk(max_width, *row) for row in rows)],
       ("image", "truth", "prediction"), taxonomy)
 
 
-def mask_sheet(rows, taxonomy, max_width: int = 480) -> np.ndarray:
+def mask_sheet(rows, taxonomy, max_width: int = MAX_WIDTH) -> np.ndarray:
   """A row a record: image | mask | both, and a legend below.
 
   Args:
@@ -139,8 +143,8 @@ def mask_sheet(rows, taxonomy, max_width: int = 480) -> np.ndarray:
     (height, width, 3) uint8 RGB.
   """
   pictures = []
-  for image, label in rows:
-    image, label = shrunk(max_width, image, label)
+  for row in rows:
+    image, label = shrunk(max_width, *row)
     pictures.append([image, colorize(label, taxonomy.palette),
                      overlay(image, label, taxonomy.palette)])
   return _sheet(pictures, ("image", "mask", "both"), taxonomy)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -45,10 +46,15 @@ def starting(flags, folder):
       process.wait()
 
 
+def untimed(text: str) -> str:
+  """Without the times of day at the beginnings of lines."""
+  return re.sub(r"^\d\d:\d\d:\d\d ", "", text, flags=re.MULTILINE)
+
+
 def lines_until(process, start: str) -> list[str]:
-  """What it says until a line begins so."""
+  """What it says until a line begins so; `untimed`."""
   lines = []
-  for line in process.stdout:
+  for line in map(untimed, process.stdout):
     lines.append(line)
     if line.startswith(start):
       return lines

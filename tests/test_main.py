@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from runner import untimed
 
 from psp_jax import (
   convert,
@@ -125,11 +126,11 @@ def test_a_cache_that_cannot_be_written_is_done_without():
 
 _READS_RECORDS = """
 import sys
-from psp_jax import main, runs, saved_config, scalars, train
+from psp_jax import main, runs, saved_config, events, train
 from psp_jax.data import datasets, input_pipeline
 config = saved_config.get_config(sys.argv[1])
 split = datasets.open_split(config, "train")
-writer = scalars.ScalarWriter(sys.argv[1])
+writer = events.EventWriter(sys.argv[1])
 with_reader = input_pipeline.train_batches(split, config, 0)
 assert next(with_reader)["image"].shape == (8, 33, 33, 3)
 with_reader.close()
@@ -183,8 +184,8 @@ def test_killed_and_started_again_it_goes_on(tiny_flags, tmp_path):
 
   # The losses too: the same batches, the same dropout.
   def losses(text):
-    return {line.split()[1]: line.split()[3] for line in text.splitlines()
-            if line.startswith("step ")}
+    return {line.split()[1]: line.split()[3]
+            for line in untimed(text).splitlines() if line.startswith("step ")}
 
   common = losses(again.stdout).keys()
   assert "60/60" in common

@@ -52,5 +52,9 @@ def test_a_terminal_gets_a_bar(monkeypatch):
   terminal = io.StringIO()
   terminal.isatty = lambda: True
   monkeypatch.setattr(sys, "stderr", terminal)
+  monkeypatch.setattr(sys, "stdout", io.StringIO())
+  assert list(progress.track(range(5), 5, "writing val")) == list(range(5))
+  assert terminal.getvalue() == ""  # Its lines may go through a pipe to it.
+  monkeypatch.setattr(sys, "stdout", terminal)
   assert list(progress.track(range(5), 5, "writing val")) == list(range(5))
   assert "writing val" in terminal.getvalue() and "/5" in terminal.getvalue()

@@ -1,11 +1,19 @@
 """Real signals to real runs: what is done is saved, and nothing is broken."""
 
 import json
+import math
 import signal
 import time
 
 import pytest
-from runner import is_whole, lines_until, starting, steps_of, two_processes
+from runner import (
+  is_whole,
+  lines_until,
+  starting,
+  steps_of,
+  two_processes,
+  untimed,
+)
 
 from psp_jax import stopping
 
@@ -16,22 +24,34 @@ def runs(tiny_flags, tmp_path):
     yield run
 
 
+def seconds_until_saved(workdir, limit: float) -> float:
+  """Until its last checkpoint is whole; infinite if `limit` is not enough."""
+  began = time.monotonic()
+  while time.monotonic() - began < limit:
+    steps = steps_of(workdir)
+    if steps and is_whole(workdir, steps[-1]):
+      return time.monotonic() - began
+    time.sleep(0.02)
+  return math.inf
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_in_training_it_saves_the_step(runs, tmp_path, number):
   flags = (f"--workdir={tmp_path / 'run'}", "--config.num_train_steps=100000",
-           "--config.checkpoint.every_steps=0",
+           "--config.checkpoint.every_steps=0",  # Whoever is deaf saves none.
            "--config.validation.every_steps=0")
   run = runs(*flags)
   lines_until(run, "step      3/")
-  began = time.monotonic()
+  assert not steps_of(tmp_path / "run")
   run.send_signal(number)
+  # 2 s and a step where nobody else is; machines are busy.
+  assert seconds_until_saved(tmp_path / "run", 10) < 10
   out, _ = run.communicate(timeout=60)
-  took = time.monotonic() - began
   assert run.returncode == stopping.EXIT_CODE == 75
-  assert took < 8, f"{took:.1f} s"  # 2 s and a step where nobody else is.
   step, = steps_of(tmp_path / "run")
   assert is_whole(tmp_path / "run", step)
-  done = [line for line in out.splitlines() if line.startswith("step")]
+  done = [line for line in untimed(out).splitlines()
+          if line.startswith("step")]
   # No step after the last that is saved; those of log lines are before it.
   assert step >= int(done[-1].split()[1].split("/")[0]) - 1 if done else 3
   assert run.told().splitlines()[-1] == (
@@ -51,7 +71,7 @@ def test_told_while_compiling_it_leaves_nothing_behind(runs, tmp_path):
   began = time.monotonic()
   run.send_signal(signal.SIGTERM)
   run.communicate(timeout=60)
-  assert time.monotonic() - began < 5
+  assert time.monotonic() - began < 15
   assert run.returncode == 75
   assert run.told().splitlines()[-1] == (
       "SIGTERM: stopped before there was anything to save; the same command "
@@ -98,10 +118,12 @@ def test_the_second_ctrl_c_leaves_at_once(runs, tmp_path):
              "--config.eval.base_size=2000")
   lines_until(run, "evaluation of step 2")
   run.send_signal(signal.SIGINT)
+  deadline = time.monotonic() + 60
   while "Ctrl-C again" not in run.told():
+    assert time.monotonic() < deadline
     time.sleep(0.02)
   run.send_signal(signal.SIGINT)
-  assert run.wait(timeout=5) in (stopping.EXIT_CODE_AT_ONCE, 75)
+  assert run.wait(timeout=15) in (stopping.EXIT_CODE_AT_ONCE, 75)
 
 
 def test_one_of_two_processes_is_told_and_both_save_the_same(runs, tmp_path):

@@ -9,6 +9,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from board import images, read, scalars, texts, traced_steps
 from PIL import Image
 
 from psp_jax import checkpoint, non_finite, train, train_step
@@ -77,6 +78,56 @@ def test_the_console_tells_what_runs_and_how_it_goes(finished):
     assert word in console, word
 
 
+def test_tensorboard_has_the_run(finished, tiny_config):
+  workdir, _ = finished
+  found = read(workdir)
+  curves = scalars(found)
+  for name in ("loss", "main_loss", "aux_loss", "pixel_accuracy", "grad_norm",
+               "learning_rate", "images_per_second"):
+    assert list(curves.pop(f"train/{name}")) == [1, 2, 3, 4, 5, 6], name
+  entry, = map(json.loads,
+               (workdir / "validation.jsonl").read_text().splitlines())
+  result = json.loads((workdir / "eval.json").read_text())
+  for name in ("miou", "mean_accuracy", "pixel_accuracy"):
+    assert curves.pop(f"validation/{name}") == {3: pytest.approx(entry[name])}
+    assert curves.pop(f"eval/{name}") == {6: pytest.approx(result[name])}
+  for name, iou in result["per_class_iou"].items():
+    assert curves.pop(f"eval/iou/{name}") == {6: pytest.approx(iou)}
+  known = [curves.pop(name)[3] for name in list(curves)
+           if name.startswith("validation/iou/")]
+  assert np.mean(known) == pytest.approx(entry["miou"])
+  assert not curves
+  (step, text), = texts(found)["config"]
+  assert step == 1
+  assert json.loads(text.removeprefix("```json").removesuffix("```")) == (
+      json.loads((workdir / "config.json").read_text()))
+  assert list(images(found)["validation/photos"]) == [3]
+
+
+def test_the_end_is_told(finished):
+  workdir, console = finished
+  end = console[console.index("done  "):]
+  entry = json.loads((workdir / "validation.jsonl").read_text())
+  result = json.loads((workdir / "eval.json").read_text())
+  assert f"validation mIoU {entry['miou']:.2%} at step 3" in end
+  assert f"mIoU {result['miou']:.2%}" in end
+  assert f"final score {result['final_score']:.2%}" in end
+  for file in ("config.json", "checkpoints/", "validation.jsonl", "eval.json",
+               "contact_sheet.png"):
+    assert f" {workdir}/{file}\n" in end
+  assert end.endswith(f"tensorboard --logdir={workdir}\n")
+  assert "lock" not in end and "events" not in end
+
+
+def test_a_log_file_has_times_of_day(finished):
+  _, console = finished
+  lines = console.splitlines()
+  for start, count in (("step ", 6), ("validation mIoU", 1), ("done ", 1),
+                       ("evaluation of step 6", 1), ("first step ", 1)):
+    assert sum(bool(re.match(rf"\d\d:\d\d:\d\d {start}", line))
+               for line in lines) == count, start
+
+
 def test_resuming_changes_nothing(finished, tiny_config, tmp_path, capsys):
   workdir, _ = finished
   shutil.copytree(workdir, tmp_path / "cut")
@@ -118,7 +169,7 @@ def test_predictions_are_written_where_asked(finished, tiny_config, tmp_path,
   shutil.copytree(workdir, tmp_path / "copy")
   tiny_config.eval.write_predictions = True
   train.evaluate_checkpoint(tiny_config, tmp_path / "copy")
-  assert "contact_sheet.png, predictions/" in capsys.readouterr().out
+  assert "/copy/predictions/" in capsys.readouterr().out
   files = sorted((tmp_path / "copy" / "predictions").rglob("*"))
   assert [f.name for f in files] == [f"{i:03}.png" for i in range(4)]
   hits = counted = 0
@@ -165,6 +216,8 @@ def test_nan_stops_before_a_checkpoint_holds_it(tiny_config, tmp_path):
     ({"model.depth": 51}, ConfigError, ["model.depth=51", "50"]),
     ({"model.stem": "5x5"}, ConfigError, ["model.stem='5x5'", "7x7"]),
     ({"data.name": "camvd"}, ConfigError, ["data.name='camvd'", "camvid"]),
+    ({"profile": "3:9"}, ConfigError, ["profile='3:9'", "num_train_steps=6"]),
+    ({"profile": "3"}, ConfigError, ["profile='3'", "FIRST:LAST"]),
     ({"eval.window": "tiled"}, ConfigError, ["eval.window='tiled'", "whole"]),
     ({"data.train_split": "trian"}, ConfigError, ["'trian'", "'train'"]),
     ({"data.manual_dir": "/nowhere"}, DataError, ["/nowhere", "manual_dir"]),
@@ -358,8 +411,17 @@ def test_a_run_compiles_one_step_and_one_evaluation(
   tiny_config.validation.every_steps = 20
   tiny_config.checkpoint.every_steps = 25
   tiny_config.eval.window = "sliding"
+  tiny_config.profile = "30:33"
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
     train.train(tiny_config, tmp_path)
   compiled = re.findall(r"Compiling jit\((\w+)\)", caplog.text)
   assert compiled.count("train_step") == 1
   assert compiled.count("forward") == 1
+  assert sorted(traced_steps(tmp_path)) == [30, 31, 32, 33]
+  # Of both validations the same photographs, and what was made of them.
+  first, second = (
+      cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+      for png in images(read(tmp_path))["validation/photos"].values())
+  third = first.shape[1] // 3
+  np.testing.assert_array_equal(first[:, :2 * third], second[:, :2 * third])
+  assert (first[:, 2 * third:] != second[:, 2 * third:]).any()
