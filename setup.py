@@ -10,6 +10,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["psp_jax", "psp_jax.*"]),
+    package_data={"psp_jax": ["py.typed"]},  # Its types are for others too.
     # JAX 0.10 is the newest for 3.11; 3.12 and 3.13 get 0.11 and later.
     python_requires=">=3.11",
     install_requires=[
@@ -43,7 +44,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.6"],  # To read and write .pth files.
         "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
-        "test": ["pytest>=8", "ruff>=0.9"],
+        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.15"],
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
                    "pycocotools>=2.0.8",

@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -118,7 +119,7 @@ def scores(counts: Counts) -> dict:
   ignored; so do pixels of the truth that are predicted as an ignored label.
   """
   categories = _CATEGORY == np.arange(len(_CATEGORIES))[:, None]
-  result = {}
+  result: dict[str, Any] = {}
   for kind, plural, names, members, hits in (
       ("class", "Classes", [label.name for label in STORED],
        np.eye(_N, dtype=bool), counts.class_hits),

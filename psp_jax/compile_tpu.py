@@ -199,7 +199,7 @@ def _no_cache():
   import jax
   from jax.experimental.compilation_cache import compilation_cache
   name, before = "jax_enable_compilation_cache", (
-      jax.config.jax_enable_compilation_cache)
+      jax.config.jax_enable_compilation_cache)  # type: ignore[attr-defined]
   jax.config.update(name, False)
   compilation_cache.reset_cache()  # Or it goes by its first answer.
   try:

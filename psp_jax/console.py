@@ -62,7 +62,7 @@ class Progress:
   def __init__(self, num_steps: int, batch_size: int):
     self._num_steps = num_steps
     self._batch_size = batch_size
-    self._mark = None
+    self._mark: tuple[int, float] | None = None
 
   def line(self, step: int, values: dict[str, float]) -> str:
     """`step` steps are done, the last with these metrics."""

@@ -14,6 +14,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402
+import ml_collections  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 
@@ -32,7 +33,7 @@ _DATASETS = {150: ("ade20k", 473, 512), 21: ("voc2012", 473, 512),
 
 
 def import_network(sources, workdir, family="auto", num_classes=None,
-                   bins=None) -> tuple[str, object]:
+                   bins=None) -> tuple[str, ml_collections.ConfigDict]:
   """Makes `workdir` a run at step 0 of a published PSPNet.
 
   Args:

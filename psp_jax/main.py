@@ -96,10 +96,12 @@ def _parse(argv):
     argv = flags.FLAGS(_with_saved_config(argv))
   except (AttributeError, KeyError) as error:
     # ml_collections quotes its own quoted message; take the names from it.
-    field = re.search(r"\w[\w.]*", str(error))[0]
+    field = re.search(r"\w[\w.]*", str(error))
+    if field is None:
+      raise
     near = re.search(r'Did you mean "([\w.]+)"', str(error))
     hint = f"did you mean {near[1]}?" if near else "default_config.py has all"
-    raise UserError(f"config has no field {field!r}; {hint}") from error
+    raise UserError(f"config has no field {field[0]!r}; {hint}") from error
   except (TypeError, ValueError, OSError, flags.Error) as error:
     raise UserError(str(error).strip().splitlines()[-1].strip()) from error
   if _CONFIG.value is None:

@@ -47,6 +47,7 @@ def find_inputs(patterns: Iterable[str]) -> list[tuple[pathlib.Path, str]]:
     DataError: a pattern finds nothing.
   """
   found: dict[pathlib.Path, pathlib.PurePath] = {}
+  inside: dict[pathlib.Path, pathlib.PurePath]
   for pattern in patterns:
     path = pathlib.Path(pattern).expanduser()
     if path.is_dir():
@@ -244,7 +245,7 @@ def predict_video(seg, path: pathlib.Path, name: str, writer: Writer) -> None:
       overlay = writer.overlay(answer)
       if video is None:
         video = cv2.VideoWriter(
-            str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate,
+            str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate,
             overlay.shape[1::-1])
         if not video.isOpened():
           raise DataError(f"{target}: OpenCV cannot write this video")

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import pathlib
+from typing import Any
 
 import jax
 
@@ -20,7 +21,7 @@ class ScalarWriter:
     self._workdir = workdir
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "scalars")
     self._pending = []
-    self._writer = None
+    self._writer: Any = None
 
   def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
     while self._pending and self._pending[0].done():

@@ -18,7 +18,7 @@ from psp_jax import default_config, published, sliding_window
 from psp_jax.errors import DataError, UserError
 
 _SCORES = ("miou", "mean_accuracy", "pixel_accuracy")
-_EVAL_FIELDS = {
+_EVAL_FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_SCORES, (int, float, type(None))), "dataset": str,
     "split": str, "num_images": int, "step": int, "protocol": dict}
 

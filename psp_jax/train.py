@@ -102,7 +102,7 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
     dog.hears("reading the last checkpoint")
     state = checkpoints.restore(state, repair=True)
   first_step = int(state.step)
-  validations = history.History(workdir, first_step)
+  validations: history.History = history.History(workdir, first_step)
   runs.save_config(config, workdir)
   runs.save_classes(runs.Classes(
       train_split.taxonomy, runs.usual_size(train_split)), workdir)

@@ -1,6 +1,7 @@
 """Published weights into our parameter trees."""
 
 import pathlib
+from typing import Any
 
 import flax.traverse_util
 import numpy as np
@@ -90,10 +91,11 @@ def read_backbone(path: str):
 
 def write_backbone(path: str, arrays, needs) -> None:
   """A file that `load_backbone` reads without PyTorch."""
-  named = {f"{key[0]}/backbone/{'/'.join(key[1:])}": value
-           for key, value in arrays.items()}
-  np.savez(path, **named, **{f"needs/{k}": np.array(v)
-                             for k, v in needs.items()})
+  named: dict[str, Any] = {
+      f"{key[0]}/backbone/{'/'.join(key[1:])}": value
+      for key, value in arrays.items()}
+  named |= {f"needs/{k}": np.array(v) for k, v in needs.items()}
+  np.savez(path, **named)
 
 
 def _backbone_of(variables):
