@@ -1,9 +1,8 @@
-"""Cityscapes' scores of labelIds PNGs, equal to the official script's.
+"""python -m psp_jax.cityscapes_scores PREDICTIONS_DIR GROUND_TRUTH_DIR
 
-    python -m psp_jax.cityscapes_scores PREDICTIONS_DIR GROUND_TRUTH_DIR
-
-prints IoU and iIoU, by class and by category. Source of every rule:
-cityscapesscripts, evaluation/evalPixelLevelSemanticLabeling.py.
+Cityscapes' scores of labelIds PNGs, equal to the official script's: prints IoU
+and iIoU, by class and by category. Source of every rule: cityscapesscripts,
+evaluation/evalPixelLevelSemanticLabeling.py.
 """
 
 import argparse
@@ -238,7 +237,8 @@ def _percent(fraction: float) -> str:
 def _main() -> None:
   parser = argparse.ArgumentParser(
       prog="python -m psp_jax.cityscapes_scores",
-      description="Cityscapes' IoU and iIoU of labelIds PNGs")
+      description=__doc__.partition("\n\n")[2],
+      formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("predictions", metavar="PREDICTIONS_DIR",
                       help="holds CITY_SEQUENCE_FRAME*.png, at any depth")
   parser.add_argument("ground_truth", metavar="GROUND_TRUTH_DIR",

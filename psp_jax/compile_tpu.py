@@ -5,6 +5,9 @@ for TPUs that are not there, by libtpu's own compiler, and reports what it
 says: whether it fits the memory, the work, estimated cycles by layer and kind,
 what the chips send each other, and what layouts waste. It takes minutes for a
 full-size network. Exit code 0 if it fits, 1 if it does not, 2 for a mistake.
+
+  python -m psp_jax.compile_tpu --config=configs/ade20k.py --topology=v5e:2x4 \\
+      --config.global_batch_size=32 --search
 """
 
 import contextlib
@@ -30,14 +33,17 @@ from psp_jax import (
 from psp_jax.errors import ConfigError, UserError
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Chips and their shape: v5e:2x4, v4:2x2x1, v5litepod-8")
-_JSON = flags.DEFINE_string("json", None, "Write the report there; - for "
-                            "the standard output, instead of the text")
-_HLO = flags.DEFINE_string("hlo", None, "Write the optimised HLO there")
-_TOP = flags.DEFINE_integer("top", 15, "Instructions to list", 0)
+    "topology", None, "<NAME>: Chips and their shape: v5e:2x4, v4:2x2x1, "
+    "v5litepod-8")
+_JSON = flags.DEFINE_string("json", None, "<FILE>: Write the report there; "
+                            "- for the standard output, instead of the text")
+_HLO = flags.DEFINE_string("hlo", None, "<FILE>: Write the optimised HLO there")
+_TOP = flags.DEFINE_integer("top", 15, "<N>: Instructions to list", 0)
 _SEARCH = flags.DEFINE_bool(
     "search", False, "Find the largest batch that fits: some more compilations"
     )
+flags.declare_key_flag("config")
+flags.declare_key_flag("mode")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _INSTALL = "pip install -e '.[tpu]'"
 

@@ -4,6 +4,10 @@ A whole PSPNet (semseg, mmsegmentation, mit_semseg as encoder and decoder, SMP,
 Caffe as .npz) becomes a run's folder with its config: evaluate it, or train
 on from it. An ImageNet backbone becomes an .npz that needs no PyTorch. A run's
 folder becomes a checkpoint for hszhao/semseg (.pth, .safetensors).
+
+  python -m psp_jax.convert train_epoch_100.pth runs/ade20k
+  python -m psp_jax.convert resnet50_v2.pth resnet50.npz
+  python -m psp_jax.convert runs/mine mine.pth
 """
 
 import argparse
@@ -135,16 +139,20 @@ def _positive(text: str) -> int:
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      prog="python -m psp_jax.convert", description=__doc__,
+      prog="python -m psp_jax.convert",
+      description=__doc__.partition("\n\n")[2],
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("src", nargs="+", help="checkpoint file(s), or a run's "
-                      "folder")
-  parser.add_argument("dst", help="a new run's folder; DST.npz for a backbone; "
-                      "DST.pth or DST.safetensors for semseg")
-  parser.add_argument("--family", default="auto", choices=["auto", *FAMILIES])
-  parser.add_argument("--num_classes", type=_positive,
+  parser.add_argument("src", nargs="+", metavar="SRC",
+                      help="checkpoint file(s), or a run's folder")
+  parser.add_argument("dst", metavar="DST", help="a new run's folder; DST.npz "
+                      "for a backbone; DST.pth or DST.safetensors for semseg")
+  parser.add_argument("--family", default="auto", choices=["auto", *FAMILIES],
+                      metavar="NAME", help="whose names it has, where that is "
+                      f"not seen: {', '.join(FAMILIES)}")
+  parser.add_argument("--num_classes", type=_positive, metavar="N",
                       help="start new classifiers, keep all the rest")
   parser.add_argument("--bins", type=lambda s: tuple(map(int, s.split(","))),
+                      metavar="N,N",
                       help="pyramid sizes, where there are not four: 1,2,4")
   return parser.parse_args()
 

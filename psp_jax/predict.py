@@ -271,7 +271,8 @@ def _window(text: str) -> str | int:
 
 def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      prog="python -m psp_jax.predict", description=__doc__,
+      prog="python -m psp_jax.predict",
+      description=__doc__.partition("\n\n")[2],
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", required=True, metavar="RUN",
                       help="folder of a run, trained or converted")
@@ -295,7 +296,7 @@ def _arguments() -> argparse.Namespace:
                    help="whole, sliding, or pixels of a sliding window")
   how.add_argument("--base_size", type=int, metavar="N",
                    help="pixels of the long side at scale 1; 0: its own size")
-  how.add_argument("--compilation_cache", default="auto", metavar="DIR",
+  parser.add_argument("--compilation_cache", default="auto", metavar="DIR",
                    help="folder of compiled programs; off: none")
   args = parser.parse_args()
   if not 0 <= args.opacity <= 1:
