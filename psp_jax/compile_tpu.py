@@ -24,6 +24,7 @@ from absl import flags
 from psp_jax import (
   hlo_report,
   hlo_text,
+  limits,
   main,
   progress,
   tpu_chips,
@@ -108,10 +109,12 @@ def settle(config):
   """A copy of `config` as a run on TPUs would have it.
 
   Raises:
-    ConfigError: the number of classes is the dataset's own secret.
+    ConfigError: a number is out of its range, or that of the classes is the
+      dataset's own secret.
   """
   from psp_jax.models import is_packed
 
+  limits.check(config)
   config = config.copy_and_resolve_references()
   if config.model.dtype == "auto":
     config.model.dtype = "bfloat16"  # "auto" would ask this machine.

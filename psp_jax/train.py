@@ -12,6 +12,7 @@ from psp_jax import (
   console,
   evaluate,
   history,
+  limits,
   losses,
   non_finite,
   pretrained,
@@ -64,10 +65,12 @@ def train(config, workdir: pathlib.Path,
 def _train(config, workdir, start, stop, dog, allowed_changes):
   # ---- What can be refused before any work is done.
   dog.hears("starting")
+  limits.check(config)
   mesh = sharding.create_mesh(config.mesh.data, config.mesh.space)
   sharding.check_batch(config.global_batch_size, mesh)
   sharding.check_crop(config.data.crop_size, mesh)
   losses.check_normalizer(config)
+  pretrained.check(config)
   augment.check(config)
   input_pipeline.check(config)
   input_pipeline.check_shared_memory(config)
@@ -219,6 +222,7 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
     UserError: there is no such checkpoint, or it does not fit the config.
   """
   checkpoint.Checkpoints.existing(workdir).close()
+  limits.check(config)
   input_pipeline.check(config)
   settle_classes(config, datasets.taxonomy(config))
   evaluator = evaluate.Evaluator(create_model(config), config)

@@ -11,10 +11,18 @@ from psp_jax.errors import CheckpointError, ConfigError
 from psp_jax.pretrained import architecture, files, keras_resnet, networks
 from psp_jax.pretrained.names import BACKBONES
 
-__all__ = ["load", "load_backbone"]
+__all__ = ["check", "load", "load_backbone"]
 
 # Of a file in our own names: params/backbone/stem_conv1/conv/kernel, ...
 _OWN = ("params/backbone/", "batch_stats/backbone/")
+
+
+def check(config) -> None:
+  """Raises CheckpointError where there is no config.model.pretrained."""
+  path = config.model.pretrained
+  if path and not pathlib.Path(path).exists():
+    raise CheckpointError(f"config.model.pretrained={path}: no such file, or "
+                          "folder of a run")
 
 
 def load(path: str, variables, config):
