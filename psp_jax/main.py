@@ -101,20 +101,49 @@ def _with_saved_config(argv):
   return [argv[0], f"--config={saved}:{workdirs[-1]}", *argv[1:]]
 
 
+def _mistake(error: Exception, argv) -> UserError | None:
+  """What is wrong with the flags, or in the config file; None: a bug of ours.
+  """
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  # The line of that file, from whichever way the error came to us.
+  told = "".join(traceback.format_exception(error))
+  files = [a.partition("=")[2].split(".py:")[0].removesuffix(".py")
+           for a in argv if re.match("--?config=", a)]
+  places = [f"{file}, line {line}: " for file, line in re.findall(
+      r'File "(.+)", line (\d+)', told)
+            if files and os.path.abspath(file.removesuffix(".py"))
+            == os.path.abspath(files[-1])]
+  place = places[-1] if places else ""
+  if isinstance(error, (TypeError, ValueError, OSError, flags.Error)):
+    last = re.sub(r"^(\w+Error): ", "", lines[-1].strip())
+    named = files and files[-1] in last
+    return UserError(last if named else place + last)
+  if "get_config" in lines[0] and files and not place:
+    return UserError(f"--config={files[-1]}.py: has no function get_config")
+  if isinstance(error, (AttributeError, KeyError)) and (
+      not place or "does not exist" in told):
+    # ml_collections quotes its own quoted message; take the names from it.
+    field = re.search(r"\w+", lines[0].replace("Key", "", 1))
+    near = re.search(r'Did you mean "([\w.]+)"', str(error))
+    hint = f"did you mean {near[1]}?" if near else "default_config.py has all"
+    if field:
+      return UserError(f"{place}config has no field {field[0]!r}; {hint}")
+  if place:
+    return UserError(f"{place}{type(error).__name__}: {lines[-1].strip()}")
+  return None
+
+
 def _parse(argv):
   """Flag parsing whose mistakes are one line each."""
   try:
     argv = flags.FLAGS(_with_saved_config(argv))
-  except (AttributeError, KeyError) as error:
-    # ml_collections quotes its own quoted message; take the names from it.
-    field = re.search(r"\w[\w.]*", str(error))
-    if field is None:
+  except UserError:
+    raise
+  except Exception as error:
+    mistake = _mistake(error, argv)
+    if mistake is None:
       raise
-    near = re.search(r'Did you mean "([\w.]+)"', str(error))
-    hint = f"did you mean {near[1]}?" if near else "default_config.py has all"
-    raise UserError(f"config has no field {field[0]!r}; {hint}") from error
-  except (TypeError, ValueError, OSError, flags.Error) as error:
-    raise UserError(str(error).strip().splitlines()[-1].strip()) from error
+    raise mistake from error
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/scenes.py")
   if not _config_file()[0].is_file():
@@ -134,7 +163,7 @@ def _help() -> str:
     kind, _, text = flag.help.rpartition(">: ")
     name = f"  --{'[no]' * flag.boolean}{flag.name}{kind.replace('<', '=')}"
     if flag.default not in (None, "", False, []):
-      text += f" (default: {flag.default_as_str.strip(chr(39))})"
+      text += f" (default: {str(flag.default_as_str).strip(chr(39))})"
     wrapped = textwrap.wrap(text, 78 - _INDENT)
     if len(name) > _INDENT - 2:
       lines.append(name)
