@@ -23,7 +23,11 @@ import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 
 from psp_jax import checkpoint, pretrained, runs, train_step  # noqa: E402
-from psp_jax.errors import CheckpointError, UserError  # noqa: E402
+from psp_jax.errors import (  # noqa: E402
+  CheckpointError,
+  StorageError,
+  UserError,
+)
 from psp_jax.pretrained import (  # noqa: E402
   architecture,
   files,
@@ -99,16 +103,23 @@ def export_semseg(workdir, path) -> int:
   # nothing would be loaded, in silence.
   arrays = {f"module.{name}": value for name, value in arrays.items()}
   if pathlib.Path(path).suffix == ".safetensors":
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
-    save_file(arrays, path)
+    try:
+      save_file(arrays, path)
+    except SafetensorError as error:
+      raise StorageError(f"{path}: cannot be written ({error})") from error
     return step
   try:
     import torch
   except ImportError as error:
     raise CheckpointError(f"{path}: writing .pth needs PyTorch: pip install -e "
                           "'.[torch]'; or name a .safetensors file") from error
-  torch.save({"epoch": 0, "state_dict": {
-      name: torch.from_numpy(np.array(v)) for name, v in arrays.items()}}, path)
+  tensors = {name: torch.from_numpy(np.array(v)) for name, v in arrays.items()}
+  try:
+    torch.save({"epoch": 0, "state_dict": tensors}, path)
+  except RuntimeError as error:  # For an OSError.
+    raise StorageError(f"{path}: cannot be written ({error})") from error
   return step
 
 
@@ -132,9 +143,13 @@ def _set_protocol(config, family) -> None:
 
 
 def _positive(text: str) -> int:
-  if int(text) < 1:
-    raise ValueError(text)
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r}: name a number, 1 or more")
   return int(text)
+
+
+def _bins(text: str) -> tuple[int, ...]:
+  return tuple(map(_positive, text.split(",")))
 
 
 def _arguments():
@@ -151,8 +166,7 @@ def _arguments():
                       f"not seen: {', '.join(FAMILIES)}")
   parser.add_argument("--num_classes", type=_positive, metavar="N",
                       help="start new classifiers, keep all the rest")
-  parser.add_argument("--bins", type=lambda s: tuple(map(int, s.split(","))),
-                      metavar="N,N",
+  parser.add_argument("--bins", type=_bins, metavar="N,N",
                       help="pyramid sizes, where there are not four: 1,2,4")
   return parser.parse_args()
 

@@ -262,11 +262,15 @@ def predict_video(seg, path: pathlib.Path, name: str, writer: Writer) -> None:
 
 
 def _scales(text: str) -> tuple[float, ...]:
-  return tuple(float(part) for part in text.strip("() ").split(",") if part)
+  try:
+    return tuple(float(part) for part in text.strip("() ").split(",") if part)
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+        f"{text!r}: name factors, such as 0.75,1.0,1.25") from None
 
 
 def _window(text: str) -> str | int:
-  return text if text in ("whole", "sliding") else int(text)
+  return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _arguments() -> argparse.Namespace:
