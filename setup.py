@@ -44,7 +44,8 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.6"],  # To read and write .pth files.
         "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
-        "test": ["pytest>=8", "ruff>=0.9", "mypy>=1.15"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.15"],
+        "dev": ["pre-commit>=4", "nbstripout>=0.8"],  # Checks at every commit.
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
                    "pycocotools>=2.0.8",
