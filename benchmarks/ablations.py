@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = (
 import jax  # noqa: E402  After the environment is set.
 import numpy as np  # noqa: E402
 
+from benchmarks import machine  # noqa: E402
 from psp_jax import (  # noqa: E402
   default_config,
   published,
@@ -69,11 +70,19 @@ def one_step(config) -> tuple[int, float]:
   return sum(p.size for p in jax.tree.leaves(before)), float(metrics["loss"])
 
 
-def main(names):
+def main() -> None:
+  parser = machine.arguments(__doc__)
+  parser.add_argument("rows", nargs="*", metavar="NAME", default="all",
+                      help="rows of configs/ablations.py")
+  rows = parser.parse_args().rows
+  names = list(published.ROWS) if rows == "all" else rows
+  if unknown := sorted(set(names) - published.ROWS.keys()):
+    parser.error(f"no row {unknown[0]!r}; rows are "
+                 f"{', '.join(published.ROWS)}")
   print("| row | change | published, % | parameters | loss |\n"
         "|---|---|---|---|---|", flush=True)
   done = {}
-  for name in names or published.ROWS:
+  for name in names:
     row = published.ROWS[name]
     config = default_config.get_config()
     config.update_from_flattened_dict(row.changes)
@@ -96,4 +105,4 @@ def main(names):
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  main()

@@ -11,7 +11,6 @@ The tests restate both the network (tests/torch_pspnet.py) and the program
 (tests/semseg_protocol.py).
 """
 
-import argparse
 import functools
 import os
 import pathlib
@@ -261,17 +260,25 @@ def report(args, records, rounds, found, windows, layouts) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--depth", type=int, default=50, choices=(14, 50, 101))
-  parser.add_argument("--crop", type=int, default=233, help="the window")
-  parser.add_argument("--base-size", type=int, default=256)
-  parser.add_argument("--scales", type=float, nargs="+",
-                      default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75))
-  parser.add_argument("--no-flip", action="store_true")
-  parser.add_argument("--images", type=int, default=1)
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--threads", type=int, default=0, help="0: all cores")
-  parser.add_argument("--window-batch", type=int, default=0,
+  parser = machine.arguments(__doc__)
+  parser.add_argument("--depth", type=int, default=50, choices=(14, 50, 101),
+                      help="of the ResNet")
+  parser.add_argument("--crop", type=int, default=233, metavar="N",
+                      help="pixels of the window's side")
+  parser.add_argument("--base-size", type=int, default=256, metavar="N",
+                      help="pixels of the long side at scale 1")
+  parser.add_argument("--scales", type=float, nargs="+", metavar="X",
+                      default=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
+                      help="to average over")
+  parser.add_argument("--no-flip", action="store_true",
+                      help="without the mirror image")
+  parser.add_argument("--images", type=int, default=1, metavar="N",
+                      help="a round")
+  parser.add_argument("--rounds", type=int, default=5, metavar="N",
+                      help="turns of each")
+  parser.add_argument("--threads", type=int, default=0, metavar="N",
+                      help="cores; 0: all")
+  parser.add_argument("--window-batch", type=int, default=0, metavar="N",
                       help="0: as the config has it")
   args = parser.parse_args()
   cores = sorted(os.sched_getaffinity(0))

@@ -6,7 +6,6 @@ within a second. Each parser runs in a process of its own, so that a crash of a
 library below it shows as well.
 """
 
-import argparse
 import collections
 import contextlib
 import io
@@ -21,6 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from benchmarks import machine
 from psp_jax.errors import UserError
 
 TOO_LONG = 1.0  # Seconds.
@@ -207,10 +207,13 @@ def run(name: str, inputs: int, seed: int):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("parsers", nargs="*", default=list(PARSERS))
-  parser.add_argument("--inputs", type=int, default=10_000)
-  parser.add_argument("--seed", type=int, default=0)
+  parser = machine.arguments(__doc__)
+  parser.add_argument("parsers", nargs="*", default=list(PARSERS),
+                      metavar="PARSER", help="which")
+  parser.add_argument("--inputs", type=int, default=10_000, metavar="N",
+                      help="for each parser")
+  parser.add_argument("--seed", type=int, default=0, metavar="N",
+                      help="of the changes")
   args = parser.parse_args()
   print("| parser | read | refused | crashed | over a second | seconds |\n"
         "|---|---|---|---|---|---|")

@@ -333,10 +333,13 @@ def report(found, cores) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--photos", default="", help="a folder of pictures")
-  parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--seconds", type=float, default=3, help="a turn")
+  parser = machine.arguments(__doc__)
+  parser.add_argument("--photos", default="", metavar="DIR",
+                      help="a folder of pictures; else they are made")
+  parser.add_argument("--rounds", type=int, default=7, metavar="N",
+                      help="turns of each")
+  parser.add_argument("--seconds", type=float, default=3, metavar="X",
+                      help="of a turn")
   parser.add_argument("--serve", help=argparse.SUPPRESS)
   parser.add_argument("--root", type=pathlib.Path, help=argparse.SUPPRESS)
   parser.add_argument("--cores", type=int, nargs="+", help=argparse.SUPPRESS)

@@ -8,7 +8,6 @@ while training goes on: what is lost is a save's interval at most, and what was
 done while the next save was being written.
 """
 
-import argparse
 import collections
 import json
 import os
@@ -19,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks import machine
 
 ROOT = pathlib.Path(__file__).parent.parent
 SAVE_EVERY, VALIDATE_EVERY = 20, 60
@@ -124,10 +125,13 @@ def run(count: int, steps: int, seed: int, root: pathlib.Path) -> dict:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--kills", type=int, default=20)
-  parser.add_argument("--steps", type=int, default=600)
-  parser.add_argument("--seed", type=int, default=0)
+  parser = machine.arguments(__doc__)
+  parser.add_argument("--kills", type=int, default=20, metavar="N",
+                      help="how often")
+  parser.add_argument("--steps", type=int, default=600, metavar="N",
+                      help="of the run")
+  parser.add_argument("--seed", type=int, default=0, metavar="N",
+                      help="of the moments")
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as root:
     result = run(args.kills, args.steps, args.seed, pathlib.Path(root))

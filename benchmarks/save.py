@@ -5,7 +5,6 @@ written in the background; and how long the writing takes. For the states of
 configs/scenes.py and of PSPNet50.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -41,8 +40,9 @@ def measure(config, rounds: int):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--rounds", type=int, default=5)
+  parser = machine.arguments(__doc__)
+  parser.add_argument("--rounds", type=int, default=5, metavar="N",
+                      help="saves of each")
   args = parser.parse_args()
   os.environ["JAX_PLATFORMS"] = "cpu"
   from configs import scenes

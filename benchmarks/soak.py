@@ -5,13 +5,12 @@ threads at a quarter of its steps and at its end, with saves and validations on
 the way.
 """
 
-import argparse
 import os
 import pathlib
 import subprocess
 import tempfile
 
-from benchmarks import kill_test
+from benchmarks import kill_test, machine
 
 
 def look(pid: int) -> dict[str, float]:
@@ -42,8 +41,9 @@ def run(steps: int, root: pathlib.Path) -> list[tuple[int, dict]]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--steps", type=int, default=2000)
+  parser = machine.arguments(__doc__)
+  parser.add_argument("--steps", type=int, default=2000, metavar="N",
+                      help="of the run")
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as root:
     seen = run(args.steps, pathlib.Path(root))

@@ -8,7 +8,6 @@ parts that the console tells, and the ratio within rounds. Without --depth, the
 network of configs/scenes.py; with it, one of full width.
 """
 
-import argparse
 import os
 import pathlib
 import re
@@ -103,12 +102,15 @@ def report(found) -> None:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--rounds", type=int, default=3)
-  parser.add_argument("--depth", type=int, help="of a net of full width")
-  parser.add_argument("--crop", type=int)
-  parser.add_argument("--batch", type=int)
-  parser.add_argument("flags", nargs="*", help="for psp_jax.main, after --")
+  parser = machine.arguments(__doc__)
+  parser.add_argument("--rounds", type=int, default=3, metavar="N",
+                      help="cold and warm starts")
+  parser.add_argument("--depth", type=int, metavar="N",
+                      help="of a network of full width")
+  parser.add_argument("--crop", type=int, metavar="N", help="pixels of a side")
+  parser.add_argument("--batch", type=int, metavar="N", help="crops a step")
+  parser.add_argument("flags", nargs="*", metavar="FLAG",
+                      help="for psp_jax.main, after --")
   args = parser.parse_args()
   report(measure(args))
 

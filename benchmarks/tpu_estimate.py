@@ -6,12 +6,12 @@ compiler's estimated cycles, the work and the memory, and their ratios. No
 figure is a measurement. At full size each takes minutes.
 """
 
-import argparse
 import functools
 import json
 import pathlib
 import sys
 
+from benchmarks import machine
 from psp_jax import compile_tpu, default_config, progress, tpu_chips
 from psp_jax.errors import UserError
 
@@ -115,18 +115,23 @@ def run(args) -> dict:
 
 
 def _main() -> None:
-  parser = argparse.ArgumentParser(
-      prog="python -m benchmarks.tpu_estimate", description=__doc__)
-  parser.add_argument("--topology", default="v5e:2x4")
-  parser.add_argument("--depth", type=int, default=50)
-  parser.add_argument("--width", type=float, default=1.0,
+  parser = machine.arguments(__doc__)
+  parser.add_argument("--topology", default="v5e:2x4", metavar="NAME",
+                      help="chips and their shape")
+  parser.add_argument("--depth", type=int, default=50, metavar="N",
+                      help="of the ResNet")
+  parser.add_argument("--width", type=float, default=1.0, metavar="X",
                       help="of the backbone; less for a quick look")
-  parser.add_argument("--crop", type=int, default=473)
-  parser.add_argument("--batch", type=int, default=16, help="of all chips")
-  parser.add_argument("--classes", type=int, default=150)
-  parser.add_argument("--only", default=",".join(_SIDES),
+  parser.add_argument("--crop", type=int, default=473, metavar="N",
+                      help="pixels of a side")
+  parser.add_argument("--batch", type=int, default=16, metavar="N",
+                      help="of all chips")
+  parser.add_argument("--classes", type=int, default=150, metavar="N",
+                      help="of the dataset")
+  parser.add_argument("--only", default=",".join(_SIDES), metavar="SIDE",
                       help="textbook, ours, or both")
-  parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
+  parser.add_argument("--json", type=pathlib.Path, metavar="FILE",
+                      help="write the figures there")
   parser.add_argument("--hlo_dir", type=pathlib.Path, metavar="DIR",
                       help="keep the optimised HLO there")
   args = parser.parse_args()

@@ -219,12 +219,16 @@ def spread(values) -> str:
 
 def main() -> None:
   cores = sorted(os.sched_getaffinity(0))
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--depth", type=int, default=50, choices=(50, 101))
-  parser.add_argument("--crop", type=int, default=233)
-  parser.add_argument("--batch", type=int, default=2)
-  parser.add_argument("--rounds", type=int, default=9)
-  parser.add_argument("--threads", type=int, default=len(cores),
+  parser = machine.arguments(__doc__)
+  parser.add_argument("--depth", type=int, default=50, choices=(50, 101),
+                      help="of the ResNet")
+  parser.add_argument("--crop", type=int, default=233, metavar="N",
+                      help="pixels of a side")
+  parser.add_argument("--batch", type=int, default=2, metavar="N",
+                      help="crops a step")
+  parser.add_argument("--rounds", type=int, default=9, metavar="N",
+                      help="turns of each")
+  parser.add_argument("--threads", type=int, default=len(cores), metavar="N",
                       help="cores, of this machine's first")
   parser.add_argument("--keep_freed", action="store_true", help="freed memory "
                       "stays with the process, for all contenders")

@@ -241,7 +241,7 @@ def _digest(leaf):
   array = np.ascontiguousarray(leaf)
   return {"shape": list(np.shape(leaf)), "dtype": str(array.dtype),
           "sha256": hashlib.sha256(
-              array.reshape(-1).view(np.uint8)).hexdigest()}
+              array.reshape(-1).view(np.uint8).data).hexdigest()}
 
 
 def _named(tree):

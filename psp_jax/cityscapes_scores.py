@@ -1,9 +1,8 @@
-"""Cityscapes' scores of labelIds PNGs, equal to the official script's.
+"""python -m psp_jax.cityscapes_scores PREDICTIONS_DIR GROUND_TRUTH_DIR
 
-    python -m psp_jax.cityscapes_scores PREDICTIONS_DIR GROUND_TRUTH_DIR
-
-prints IoU and iIoU, by class and by category. Source of every rule:
-cityscapesscripts, evaluation/evalPixelLevelSemanticLabeling.py.
+Cityscapes' scores of labelIds PNGs, equal to the official script's: prints IoU
+and iIoU, by class and by category. Source of every rule: cityscapesscripts,
+evaluation/evalPixelLevelSemanticLabeling.py.
 """
 
 import argparse
@@ -12,6 +11,7 @@ import json
 import math
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -118,7 +118,7 @@ def scores(counts: Counts) -> dict:
   ignored; so do pixels of the truth that are predicted as an ignored label.
   """
   categories = _CATEGORY == np.arange(len(_CATEGORIES))[:, None]
-  result = {}
+  result: dict[str, Any] = {}
   for kind, plural, names, members, hits in (
       ("class", "Classes", [label.name for label in STORED],
        np.eye(_N, dtype=bool), counts.class_hits),
@@ -237,7 +237,8 @@ def _percent(fraction: float) -> str:
 def _main() -> None:
   parser = argparse.ArgumentParser(
       prog="python -m psp_jax.cityscapes_scores",
-      description="Cityscapes' IoU and iIoU of labelIds PNGs")
+      description=__doc__.partition("\n\n")[2],
+      formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("predictions", metavar="PREDICTIONS_DIR",
                       help="holds CITY_SEQUENCE_FRAME*.png, at any depth")
   parser.add_argument("ground_truth", metavar="GROUND_TRUTH_DIR",

@@ -17,9 +17,11 @@ import re
 import sys
 import tempfile
 import warnings
+from typing import Any
 
 import jax
 
+_config: Any = jax.config  # Its flags are made at run time.
 _MAX_BYTES = 2 << 30  # Of the folder that we choose.
 
 
@@ -37,14 +39,14 @@ def enable(where: str = "auto") -> str | None:
   """
   if where in ("off", ""):
     jax.config.update("jax_enable_compilation_cache", False)
-  if not jax.config.jax_enable_compilation_cache:
+  if not _config.jax_enable_compilation_cache:
     return None
-  ours = where == "auto" and not jax.config.jax_compilation_cache_dir
+  ours = where == "auto" and not _config.jax_compilation_cache_dir
   try:
     if ours:
       where = str(default_folder())
     elif where == "auto":
-      where = jax.config.jax_compilation_cache_dir
+      where = _config.jax_compilation_cache_dir
     local = "://" not in where
     if local:
       where = str(pathlib.Path(where).expanduser().absolute())

@@ -5,6 +5,9 @@ for TPUs that are not there, by libtpu's own compiler, and reports what it
 says: whether it fits the memory, the work, estimated cycles by layer and kind,
 what the chips send each other, and what layouts waste. It takes minutes for a
 full-size network. Exit code 0 if it fits, 1 if it does not, 2 for a mistake.
+
+  python -m psp_jax.compile_tpu --config=configs/ade20k.py --topology=v5e:2x4 \\
+      --config.global_batch_size=32 --search
 """
 
 import contextlib
@@ -21,6 +24,7 @@ from absl import flags
 from psp_jax import (
   hlo_report,
   hlo_text,
+  limits,
   main,
   progress,
   tpu_chips,
@@ -30,14 +34,17 @@ from psp_jax import (
 from psp_jax.errors import ConfigError, UserError
 
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "Chips and their shape: v5e:2x4, v4:2x2x1, v5litepod-8")
-_JSON = flags.DEFINE_string("json", None, "Write the report there; - for "
-                            "the standard output, instead of the text")
-_HLO = flags.DEFINE_string("hlo", None, "Write the optimised HLO there")
-_TOP = flags.DEFINE_integer("top", 15, "Instructions to list", 0)
+    "topology", None, "<NAME>: Chips and their shape: v5e:2x4, v4:2x2x1, "
+    "v5litepod-8")
+_JSON = flags.DEFINE_string("json", None, "<FILE>: Write the report there; "
+                            "- for the standard output, instead of the text")
+_HLO = flags.DEFINE_string("hlo", None, "<FILE>: Write the optimised HLO there")
+_TOP = flags.DEFINE_integer("top", 15, "<N>: Instructions to list", 0)
 _SEARCH = flags.DEFINE_bool(
     "search", False, "Find the largest batch that fits: some more compilations"
     )
+flags.declare_key_flag("config")
+flags.declare_key_flag("mode")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _INSTALL = "pip install -e '.[tpu]'"
 
@@ -102,10 +109,12 @@ def settle(config):
   """A copy of `config` as a run on TPUs would have it.
 
   Raises:
-    ConfigError: the number of classes is the dataset's own secret.
+    ConfigError: a number is out of its range, or that of the classes is the
+      dataset's own secret.
   """
   from psp_jax.models import is_packed
 
+  limits.check(config)
   config = config.copy_and_resolve_references()
   if config.model.dtype == "auto":
     config.model.dtype = "bfloat16"  # "auto" would ask this machine.
@@ -199,7 +208,7 @@ def _no_cache():
   import jax
   from jax.experimental.compilation_cache import compilation_cache
   name, before = "jax_enable_compilation_cache", (
-      jax.config.jax_enable_compilation_cache)
+      jax.config.jax_enable_compilation_cache)  # type: ignore[attr-defined]
   jax.config.update(name, False)
   compilation_cache.reset_cache()  # Or it goes by its first answer.
   try:

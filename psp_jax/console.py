@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 import time
+from typing import Any
 
 import jax
 
@@ -99,8 +100,8 @@ class Progress:
   def __init__(self, num_steps: int, batch_size: int):
     self._num_steps = num_steps
     self._batch_size = batch_size
-    self._mark = None
-    self._bar = None
+    self._mark: tuple[int, float] | None = None
+    self._bar: Any = None
 
   def line(self, step: int, values: dict[str, float]) -> str:
     """`step` steps are done, the last with these metrics."""

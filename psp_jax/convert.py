@@ -4,6 +4,10 @@ A whole PSPNet (semseg, mmsegmentation, mit_semseg as encoder and decoder, SMP,
 Caffe as .npz) becomes a run's folder with its config: evaluate it, or train
 on from it. An ImageNet backbone becomes an .npz that needs no PyTorch. A run's
 folder becomes a checkpoint for hszhao/semseg (.pth, .safetensors).
+
+  python -m psp_jax.convert train_epoch_100.pth runs/ade20k
+  python -m psp_jax.convert resnet50_v2.pth resnet50.npz
+  python -m psp_jax.convert runs/mine mine.pth
 """
 
 import argparse
@@ -14,12 +18,14 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax  # noqa: E402
+import ml_collections  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 
 from psp_jax import checkpoint, pretrained, runs, train_step  # noqa: E402
 from psp_jax.errors import (  # noqa: E402
   CheckpointError,
+  StorageError,
   UserError,
   check_folder,
 )
@@ -36,7 +42,7 @@ _DATASETS = {150: ("ade20k", 473, 512), 21: ("voc2012", 473, 512),
 
 
 def import_network(sources, workdir, family="auto", num_classes=None,
-                   bins=None) -> tuple[str, object]:
+                   bins=None) -> tuple[str, ml_collections.ConfigDict]:
   """Makes `workdir` a run at step 0 of a published PSPNet.
 
   Args:
@@ -98,16 +104,23 @@ def export_semseg(workdir, path) -> int:
   # nothing would be loaded, in silence.
   arrays = {f"module.{name}": value for name, value in arrays.items()}
   if pathlib.Path(path).suffix == ".safetensors":
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
-    save_file(arrays, path)
+    try:
+      save_file(arrays, path)
+    except SafetensorError as error:
+      raise StorageError(f"{path}: cannot be written ({error})") from error
     return step
   try:
     import torch
   except ImportError as error:
     raise CheckpointError(f"{path}: writing .pth needs PyTorch: pip install -e "
                           "'.[torch]'; or name a .safetensors file") from error
-  torch.save({"epoch": 0, "state_dict": {
-      name: torch.from_numpy(np.array(v)) for name, v in arrays.items()}}, path)
+  tensors = {name: torch.from_numpy(np.array(v)) for name, v in arrays.items()}
+  try:
+    torch.save({"epoch": 0, "state_dict": tensors}, path)
+  except RuntimeError as error:  # For an OSError.
+    raise StorageError(f"{path}: cannot be written ({error})") from error
   return step
 
 
@@ -131,23 +144,30 @@ def _set_protocol(config, family) -> None:
 
 
 def _positive(text: str) -> int:
-  if int(text) < 1:
-    raise ValueError(text)
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text!r}: name a number, 1 or more")
   return int(text)
+
+
+def _bins(text: str) -> tuple[int, ...]:
+  return tuple(map(_positive, text.split(",")))
 
 
 def _arguments():
   parser = argparse.ArgumentParser(
-      prog="python -m psp_jax.convert", description=__doc__,
+      prog="python -m psp_jax.convert",
+      description=__doc__.partition("\n\n")[2],
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("src", nargs="+", help="checkpoint file(s), or a run's "
-                      "folder")
-  parser.add_argument("dst", help="a new run's folder; DST.npz for a backbone; "
-                      "DST.pth or DST.safetensors for semseg")
-  parser.add_argument("--family", default="auto", choices=["auto", *FAMILIES])
-  parser.add_argument("--num_classes", type=_positive,
+  parser.add_argument("src", nargs="+", metavar="SRC",
+                      help="checkpoint file(s), or a run's folder")
+  parser.add_argument("dst", metavar="DST", help="a new run's folder; DST.npz "
+                      "for a backbone; DST.pth or DST.safetensors for semseg")
+  parser.add_argument("--family", default="auto", choices=["auto", *FAMILIES],
+                      metavar="NAME", help="whose names it has, where that is "
+                      f"not seen: {', '.join(FAMILIES)}")
+  parser.add_argument("--num_classes", type=_positive, metavar="N",
                       help="start new classifiers, keep all the rest")
-  parser.add_argument("--bins", type=lambda s: tuple(map(int, s.split(","))),
+  parser.add_argument("--bins", type=_bins, metavar="N,N",
                       help="pyramid sizes, where there are not four: 1,2,4")
   return parser.parse_args()
 

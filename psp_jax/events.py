@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import math
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ class EventWriter:
     self._workdir = workdir
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "events")
     self._pending = []
-    self._writer = None
+    self._writer: Any = None
 
   def write_scalars(self, step: int, what: str,
                     scalars: dict[str, float]) -> None:

@@ -60,7 +60,7 @@ class History:
   def best_step(self) -> int | None:
     """Of the largest mIoU, the first of equals; None before any."""
     best = self.best()
-    return best and best["step"]
+    return best["step"] if best else None
 
   def best(self) -> dict | None:
     """The line of `best_step`."""

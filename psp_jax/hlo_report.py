@@ -9,6 +9,7 @@ none for collectives and for copies that run beside the arithmetic.
 
 import collections
 import re
+from typing import Any
 
 from psp_jax.hlo_layers import (
   CONVOLUTIONS,
@@ -56,7 +57,7 @@ def analyse(module: Module, top: int = 15) -> dict:
   by_both = {layer: dict.fromkeys(KINDS, 0) for layer in LAYERS}
   by_phase = dict.fromkeys(PHASES, 0)
   unestimated = collections.Counter()
-  costs = []
+  costs: list[dict[str, Any]] = []
   for instruction, times in steps:
     if instruction.cycles is None:
       if not _is_free(instruction):
@@ -135,7 +136,7 @@ def kind_of(module: Module, instruction: Instruction) -> str:
     return "collective"
   if opcodes & CONVOLUTIONS:
     main = main_convolution(inner)
-    return "matmul" if _is_matmul(main) else "convolution"
+    return "matmul" if main and _is_matmul(main) else "convolution"
   if opcodes & _REDUCTIONS:
     return "reduction"
   if opcodes <= MOVES:
@@ -189,7 +190,7 @@ def replicated(module: Module) -> dict:
     "count", "bytes" (without padding) and "largest", a few of them. Of a
     program for one chip, none.
   """
-  found = [
+  found: list[dict[str, Any]] = [
       {"name": each.op_name or each.name, "bytes": each.bytes,
        "shape": _shapes(each)}
       for each in module.computations[module.entry].values()
@@ -208,7 +209,7 @@ def padding(module: Module) -> dict:
     the same time), and "worst", a few.
   """
   logical = padded = 0
-  worst = []
+  worst: list[dict[str, Any]] = []
   for each in module.computations[module.entry].values():
     if each.opcode in _FREE - {"parameter"} or each.opcode.endswith("-start"):
       continue

@@ -91,12 +91,14 @@ def _weighted_sum(logits, labels, weights, ignore_label, align_corners,
                   rows_at_once, with_gradient=False)[:2]
 
 
-def _weighted_sum_fwd(logits, labels, weights, *options):
+def _weighted_sum_fwd(logits, labels, weights, ignore_label, align_corners,
+                      rows_at_once):
   # The loss is linear in what comes after it, so that its gradient is known
   # up to a factor as soon as the logits are: they need not be kept, nor
   # computed anew.
   loss, correct, gradient = _by_rows(
-      logits, labels, weights, *options, with_gradient=True)
+      logits, labels, weights, ignore_label, align_corners, rows_at_once,
+      with_gradient=True)
   return (loss, correct), gradient
 
 

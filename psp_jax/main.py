@@ -3,6 +3,14 @@
 Trains (and resumes), or evaluates. Without --config, the one that the workdir
 carries. Exit code 2 means that something must be mended first: one message
 says what. 75: told to stop (SIGTERM, Ctrl-C), and saved; 70: it hung.
+
+  python -m psp_jax.main --config=configs/scenes.py
+  python -m psp_jax.main --config=configs/camvid.py:cpu --workdir=runs/mine \\
+      --config.data.manual_dir=CamVid --config.num_train_steps=500
+  python -m psp_jax.main --mode=eval --workdir=runs/mine --config.eval.flip=True
+
+--config.FIELD=VALUE changes a field of the config; psp_jax/default_config.py
+has them all, with what each is for. Tuples: --config.eval.scales='(0.75,1.0)'.
 """
 
 import gc
@@ -10,9 +18,11 @@ import os
 import pathlib
 import re
 import sys
+import textwrap
 import time
 import traceback
 
+_HELP, _INDENT = ("-h", "-help", "--help", "--helpshort"), 24
 _BEGAN = time.monotonic()  # A few hundredths after the process.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # Or it tells that it is.
@@ -30,19 +40,20 @@ from psp_jax.errors import (  # noqa: E402
 )
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="A file of configs/; --config.field=value overrides")
+    "config", help_string="<FILE>: Of configs/; with its argument, where it "
+    "takes one, FILE:ARGUMENT")
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Checkpoints, logs and scores; default runs/NAME, or "
-    "runs/NAME_ARGUMENT")
+    "workdir", None, "<DIR>: Checkpoints, logs and scores; default runs/NAME, "
+    "or runs/NAME_ARGUMENT")
 _MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train and score, or score only")
 _CACHE = flags.DEFINE_string(
-    "compilation_cache", "auto", "Folder of compiled programs, for the next "
-    "start; auto: that of JAX_COMPILATION_CACHE_DIR, or psp_jax/compiled in "
-    "XDG_CACHE_HOME or ~/.cache; off: none")
+    "compilation_cache", "auto", "<DIR>: Folder of compiled programs, for the "
+    "next start; auto: that of JAX_COMPILATION_CACHE_DIR, or psp_jax/compiled "
+    "in XDG_CACHE_HOME or ~/.cache; off: none")
 _ALLOWED = flags.DEFINE_list(
-    "allow_config_change", [], "Fields in which a run that goes on may differ "
-    "from its config.json, such as num_train_steps; all: any")
+    "allow_config_change", [], "<FIELD,...>: What may differ from config.json "
+    "in a run that goes on, such as num_train_steps; all: any")
 
 
 def main(argv) -> None:
@@ -92,18 +103,49 @@ def _with_saved_config(argv):
   return [argv[0], f"--config={saved}:{workdirs[-1]}", *argv[1:]]
 
 
+def _mistake(error: Exception, argv) -> UserError | None:
+  """What is wrong with the flags, or in the config file; None: a bug of ours.
+  """
+  lines = str(error).strip().splitlines() or [type(error).__name__]
+  # The line of that file, from whichever way the error came to us.
+  told = "".join(traceback.format_exception(error))
+  files = [a.partition("=")[2].split(".py:")[0].removesuffix(".py")
+           for a in argv if re.match("--?config=", a)]
+  places = [f"{file}, line {line}: " for file, line in re.findall(
+      r'File "(.+)", line (\d+)', told)
+            if files and os.path.abspath(file.removesuffix(".py"))
+            == os.path.abspath(files[-1])]
+  place = places[-1] if places else ""
+  if isinstance(error, (TypeError, ValueError, OSError, flags.Error)):
+    last = re.sub(r"^(\w+Error): ", "", lines[-1].strip())
+    named = files and files[-1] in last
+    return UserError(last if named else place + last)
+  if "get_config" in lines[0] and files and not place:
+    return UserError(f"--config={files[-1]}.py: has no function get_config")
+  if isinstance(error, (AttributeError, KeyError)) and (
+      not place or "does not exist" in told):
+    # ml_collections quotes its own quoted message; take the names from it.
+    field = re.search(r"\w+", lines[0].replace("Key", "", 1))
+    near = re.search(r'Did you mean "([\w.]+)"', str(error))
+    hint = f"did you mean {near[1]}?" if near else "default_config.py has all"
+    if field:
+      return UserError(f"{place}config has no field {field[0]!r}; {hint}")
+  if place:
+    return UserError(f"{place}{type(error).__name__}: {lines[-1].strip()}")
+  return None
+
+
 def _parse(argv):
   """Flag parsing whose mistakes are one line each."""
   try:
     argv = flags.FLAGS(_with_saved_config(argv))
-  except (AttributeError, KeyError) as error:
-    # ml_collections quotes its own quoted message; take the names from it.
-    field = re.search(r"\w[\w.]*", str(error))[0]
-    near = re.search(r'Did you mean "([\w.]+)"', str(error))
-    hint = f"did you mean {near[1]}?" if near else "default_config.py has all"
-    raise UserError(f"config has no field {field!r}; {hint}") from error
-  except (TypeError, ValueError, OSError, flags.Error) as error:
-    raise UserError(str(error).strip().splitlines()[-1].strip()) from error
+  except UserError:
+    raise
+  except Exception as error:
+    mistake = _mistake(error, argv)
+    if mistake is None:
+      raise
+    raise mistake from error
   check_folder("--workdir", _WORKDIR.value or "")
   if _CONFIG.value is None:
     raise UserError("name a config: --config=configs/scenes.py")
@@ -118,8 +160,29 @@ def _parse(argv):
   return argv
 
 
+def _help() -> str:
+  """The program's docstring and its own flags; absl's are in --helpfull."""
+  lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "options:"]
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    # As absl says what an enumeration's values are: "<train|eval>: Train...".
+    kind, _, text = flag.help.rpartition(">: ")
+    name = f"  --{'[no]' * flag.boolean}{flag.name}{kind.replace('<', '=')}"
+    if flag.default not in (None, "", False, []):
+      text += f" (default: {str(flag.default_as_str).strip(chr(39))})"
+    wrapped = textwrap.wrap(text, 78 - _INDENT)
+    if len(name) > _INDENT - 2:
+      lines.append(name)
+      name = ""
+    lines += [f"{start:<{_INDENT}}{line}" for start, line in zip(
+        [name, *[""] * len(wrapped)], wrapped)]
+  return "\n".join(lines)
+
+
 def run(command) -> None:
   """Runs `command(argv)` with the flags; a user's mistake is exit code 2."""
+  if any(argument in _HELP for argument in sys.argv[1:]):
+    print(_help())
+    return
   try:
     app.run(command, flags_parser=_parse)
   except UserError as error:

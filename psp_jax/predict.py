@@ -47,6 +47,7 @@ def find_inputs(patterns: Iterable[str]) -> list[tuple[pathlib.Path, str]]:
     DataError: a pattern finds nothing.
   """
   found: dict[pathlib.Path, pathlib.PurePath] = {}
+  inside: dict[pathlib.Path, pathlib.PurePath]
   for pattern in patterns:
     path = pathlib.Path(pattern).expanduser()
     if path.is_dir():
@@ -219,7 +220,7 @@ def predict_video(seg, path: pathlib.Path, name: str, writer: Writer) -> None:
       overlay = writer.overlay(answer)
       if video is None:
         video = cv2.VideoWriter(
-            str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate,
+            str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate,
             overlay.shape[1::-1])
         if not video.isOpened():
           raise DataError(f"{target}: OpenCV cannot write this video")
@@ -236,16 +237,21 @@ def predict_video(seg, path: pathlib.Path, name: str, writer: Writer) -> None:
 
 
 def _scales(text: str) -> tuple[float, ...]:
-  return tuple(float(part) for part in text.strip("() ").split(",") if part)
+  try:
+    return tuple(float(part) for part in text.strip("() ").split(",") if part)
+  except ValueError:
+    raise argparse.ArgumentTypeError(
+        f"{text!r}: name factors, such as 0.75,1.0,1.25") from None
 
 
 def _window(text: str) -> str | int:
-  return text if text in ("whole", "sliding") else int(text)
+  return int(text) if text.lstrip("-").isdecimal() else text
 
 
 def _arguments() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      prog="python -m psp_jax.predict", description=__doc__,
+      prog="python -m psp_jax.predict",
+      description=__doc__.partition("\n\n")[2],
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", required=True, metavar="RUN",
                       help="folder of a run, trained or converted")
@@ -269,7 +275,7 @@ def _arguments() -> argparse.Namespace:
                    help="whole, sliding, or pixels of a sliding window")
   how.add_argument("--base_size", type=int, metavar="N",
                    help="pixels of the long side at scale 1; 0: its own size")
-  how.add_argument("--compilation_cache", default="auto", metavar="DIR",
+  parser.add_argument("--compilation_cache", default="auto", metavar="DIR",
                    help="folder of compiled programs; off: none")
   args = parser.parse_args()
   if not 0 <= args.opacity <= 1:

@@ -4,6 +4,9 @@ Prepares a dataset, which training otherwise does when it first needs it; with
 --check reads all of it and reports what is in it and what is wrong, without
 preparing files that --manual_dir names. Exit code 2 means that something is
 wrong: every bad file is named.
+
+  python -m psp_jax.prepare --dataset=ade20k --manual_dir=ADEChallengeData2016
+  python -m psp_jax.prepare --dataset=folder --manual_dir=mine --check
 """
 
 import argparse
@@ -119,7 +122,8 @@ def stored_pairs(builder, split: str) -> list[StoredPair]:
 def _main() -> None:
   parser = argparse.ArgumentParser(
       prog="python -m psp_jax.prepare",
-      description="Prepares a dataset, or checks it (--check)")
+      description=__doc__.partition("\n\n")[2],
+      formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--dataset", required=True, metavar="NAME",
                       help=", ".join(datasets.DATASETS))
   parser.add_argument("--manual_dir", default="", metavar="DIR",

@@ -4,6 +4,7 @@ import glob
 import importlib.util
 import os
 import sys
+from typing import Any
 
 from psp_jax.errors import ConfigError
 
@@ -24,9 +25,10 @@ def initialize(stop, peer_timeout_seconds: int) -> None:
   Raises:
     ConfigError: some of the variables are set, but not all, or not rightly.
   """
-  options = dict(heartbeat_timeout_seconds=peer_timeout_seconds,
-                 shutdown_timeout_seconds=peer_timeout_seconds)
-  given = {name: os.environ.get(name) for name in _VARIABLES}
+  options: dict[str, Any] = dict(
+      heartbeat_timeout_seconds=peer_timeout_seconds,
+      shutdown_timeout_seconds=peer_timeout_seconds)
+  given: dict[str, Any] = {name: os.environ.get(name) for name in _VARIABLES}
   if any(given.values()):
     try:
       options |= dict(

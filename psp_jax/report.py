@@ -264,7 +264,7 @@ def _data_uri(extension: str, rgb: np.ndarray) -> str:
       extension, np.ascontiguousarray(rgb[..., ::-1]), options)
   assert done
   kind = "jpeg" if extension == ".jpg" else "png"
-  return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+  return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def _about() -> dict[str, str]:

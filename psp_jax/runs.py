@@ -44,7 +44,8 @@ def usual_size(split) -> tuple[int, int]:
   """(height, width): the median of some images of a `datasets.Split`."""
   some = np.linspace(0, len(split) - 1, min(len(split), _LOOKED_AT)).astype(int)
   sizes = [decode.image_size(split.encoded(i)["image"]) for i in some]
-  return tuple(int(side) for side in np.median(sizes, 0))
+  height, width = np.median(sizes, 0)
+  return int(height), int(width)
 
 
 def save_classes(classes: Classes, workdir: pathlib.Path) -> None:

@@ -145,7 +145,8 @@ class Segmenter:
       nonlocal known
       for image in images:
         pixels = read_image(image)
-        size = canvas_size(*pixels.shape[:2], self.protocol, self.usual_size)
+        height, width = pixels.shape[:2]
+        size = canvas_size(height, width, self.protocol, self.usual_size)
         known += sum(
             len(sliding_window.plan(*size, s, self.protocol).offsets)
             for s in self.protocol.scales)
@@ -246,7 +247,7 @@ def canvas_size(height: int, width: int, protocol, usual) -> tuple[int, int]:
     factor = ((usual[0] * usual[1]) / (height * width)) ** 0.5
     if 1 / _USUAL <= factor <= _USUAL:
       factor = 1.0
-  return tuple(max(1, round(side * factor)) for side in (height, width))
+  return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -83,7 +83,8 @@ def prefetch_to_mesh(batches: Iterable, mesh: Mesh,
     The batches, in order. What `batches` raises comes after those before it.
   """
   batches = iter(batches)
-  waiting, error = collections.deque(), None
+  waiting = collections.deque()
+  error: Exception | None = None
   while True:
     while error is None and len(waiting) <= ahead:
       try:
@@ -94,5 +95,5 @@ def prefetch_to_mesh(batches: Iterable, mesh: Mesh,
       yield waiting.popleft()
     elif isinstance(error, StopIteration):
       return
-    else:
+    elif error is not None:
       raise error

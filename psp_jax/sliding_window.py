@@ -104,22 +104,25 @@ def plan(height: int, width: int, scale: float, protocol: Protocol) -> Plan:
     return Plan(scaled, scaled, (0, 0), scaled, ((0,), (0,)))
   canvas = scaled
   if protocol.average == "probabilities":
-    canvas = tuple(max(s, protocol.window) for s in scaled)
+    canvas = max(scaled[0], protocol.window), max(scaled[1], protocol.window)
   pad = (canvas[0] - scaled[0]) // 2, (canvas[1] - scaled[1]) // 2
-  window = tuple(min(c, protocol.window) for c in canvas)
+  window = min(canvas[0], protocol.window), min(canvas[1], protocol.window)
   stride = math.ceil(protocol.window * protocol.stride_fraction)
-  starts = tuple(
-      tuple(min(i * stride, c - w)
-            for i in range(math.ceil((c - w) / stride) + 1))
-      for c, w in zip(canvas, window))
-  return Plan(scaled, canvas, pad, window, starts)
+
+  def starts(canvas: int, window: int) -> tuple[int, ...]:
+    return tuple(min(i * stride, canvas - window)
+                 for i in range(math.ceil((canvas - window) / stride) + 1))
+
+  return Plan(scaled, canvas, pad, window, (
+      starts(canvas[0], window[0]), starts(canvas[1], window[1])))
 
 
 def _scaled_size(height, width, scale, protocol) -> tuple[int, int]:
   if protocol.base_side == "short":  # mmcv rounds both sides from one factor,
     short_side = min(height, width)
     factor = scale * (protocol.base_size or short_side) / short_side
-    return tuple(max(1, int(s * factor + 0.5)) for s in (height, width))
+    return (max(1, int(height * factor + 0.5)),
+            max(1, int(width * factor + 0.5)))
   # semseg the long side first; the other follows it.
   long_side = round(scale * (protocol.base_size or max(height, width)))
   if height > width:

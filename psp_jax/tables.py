@@ -18,7 +18,7 @@ from psp_jax import default_config, published, sliding_window
 from psp_jax.errors import DataError, UserError
 
 _SCORES = ("miou", "mean_accuracy", "pixel_accuracy")
-_EVAL_FIELDS = {
+_EVAL_FIELDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(_SCORES, (int, float, type(None))), "dataset": str,
     "split": str, "num_images": int, "step": int, "protocol": dict}
 
@@ -212,9 +212,11 @@ def _markdown(header: list[str], lines: list[list[str]]) -> str:
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
-      prog="python -m psp_jax.tables", description=__doc__,
+      prog="python -m psp_jax.tables",
+      description=__doc__.partition("\n\n")[2],
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("eval_json", nargs="*", metavar="EVAL_JSON")
+  parser.add_argument("eval_json", nargs="*", metavar="EVAL_JSON",
+                      help="of runs: runs/*/eval.json; none: what is published")
   try:
     print(render([read_run(path) for path in
                   parser.parse_args(argv).eval_json]))

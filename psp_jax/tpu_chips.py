@@ -80,7 +80,7 @@ class Topology:
   @property
   def options(self) -> dict:
     """What `get_topology_desc` wants besides the name."""
-    options = {}
+    options: dict[str, object] = {}
     if self.chip.cores > 1:
       options["chip_config_name"] = "megacore"  # One device a chip.
     if any(side % 2 for side in self.shape[:2]):
@@ -115,7 +115,8 @@ def parse_topology(name: str) -> Topology:
   chip = CHIPS[generation]
   shape = found[2]
   if not shape:
-    shape = _SHAPES[chip.axes].get(int(found[3]) / chip.cores)
+    count, rest = divmod(int(found[3]), chip.cores)
+    shape = None if rest else _SHAPES[chip.axes].get(count)
     if not shape:
       sizes = [f"{found[1]}-{n * chip.cores}" for n in _SHAPES[chip.axes]]
       raise ConfigError(f"--topology={name!r}: not one shape; choose one of "

@@ -13,6 +13,7 @@ from psp_jax import (
   evaluate,
   events,
   history,
+  limits,
   losses,
   non_finite,
   pretrained,
@@ -67,10 +68,12 @@ def train(config, workdir: pathlib.Path,
 def _train(config, workdir, start, stop, dog, allowed_changes):
   # ---- What can be refused before any work is done.
   dog.hears("starting")
+  limits.check(config)
   mesh = sharding.create_mesh(config.mesh.data, config.mesh.space)
   sharding.check_batch(config.global_batch_size, mesh)
   sharding.check_crop(config.data.crop_size, mesh)
   losses.check_normalizer(config)
+  pretrained.check(config)
   augment.check(config)
   input_pipeline.check(config)
   input_pipeline.check_shared_memory(config)
@@ -106,7 +109,7 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
     dog.hears("reading the last checkpoint")
     state = checkpoints.restore(state, repair=True)
   first_step = int(state.step)
-  past = history.History(workdir, first_step)
+  past: history.History = history.History(workdir, first_step)
   runs.save_config(config, workdir)
   runs.save_classes(runs.Classes(
       train_split.taxonomy, runs.usual_size(train_split)), workdir)
@@ -241,6 +244,7 @@ def evaluate_checkpoint(config, workdir: pathlib.Path) -> None:
   """
   start = console.Start()
   checkpoint.Checkpoints.existing(workdir).close()
+  limits.check(config)
   input_pipeline.check(config)
   settle_classes(config, datasets.taxonomy(config))
   evaluator = evaluate.Evaluator(create_model(config), config)

@@ -156,7 +156,10 @@ def small_disk(tmp_path):
 @pytest.fixture
 def as_nobody(tmp_path, tmp_path_factory):
   """A context in which root, who may read everything, is someone else."""
-  top = tmp_path_factory.getbasetemp().parent  # pytest's own are closed.
+  # pytest's own folders are closed; a process of several (xdist) has one more.
+  base = tmp_path_factory.getbasetemp()
+  top = next((folder for folder in base.parents
+              if folder.name.startswith("pytest-of-")), base.parent)
   for folder in (tmp_path, *tmp_path.parents):
     if folder.is_relative_to(top):
       folder.chmod(folder.stat().st_mode | 0o111)

@@ -103,13 +103,14 @@ def draw_for(rng: np.random.Generator, label: np.ndarray, crop_size: int,
   pixels; the tenth is taken as it comes.
   """
   c = config.data.augment
-  drawn = draw(rng, *label.shape, crop_size, config)
+  height, width = label.shape
+  drawn = draw(rng, height, width, crop_size, config)
   if c.cat_max_ratio < 1:
     for _ in range(_REDRAWS):
       ids = crop_label(drawn, label, crop_size)
       if _is_mixed(ids, c.cat_max_ratio):
         break
-      top, left = _draw_position(rng, *label.shape, drawn.scale, crop_size)
+      top, left = _draw_position(rng, height, width, drawn.scale, crop_size)
       drawn = dataclasses.replace(drawn, top=top, left=left)
   if c.photometric_distortion:
     drawn = dataclasses.replace(drawn, distortion=photometric.draw(rng))
@@ -181,7 +182,8 @@ class _Frame:
   turned: bool
 
   @classmethod
-  def of(cls, augmentation: Augmentation, shape, crop_size: int):
+  def of(cls, augmentation: Augmentation, shape: tuple[int, int],
+         crop_size: int):
     a = augmentation
     rows, columns = canvas_size(*shape, a.scale)
     # Where the canvas lies in the crop's coordinates, and what is visible.
@@ -269,11 +271,11 @@ def _resized_axis(start: float, step: float, length: int, source: int):
   if not good.any():
     return None
   chosen = int(np.argmax(good))
-  first, skipped = round(float(first[chosen])), int(skipped[chosen])
-  last = min(source, first + math.ceil((skipped + length) * step) + 2)
-  if round((last - first) / step) < skipped + length:
+  begin, skip = round(float(first[chosen])), int(skipped[chosen])
+  end = min(source, begin + math.ceil((skip + length) * step) + 2)
+  if round((end - begin) / step) < skip + length:
     return None
-  return slice(first, last), slice(skipped, skipped + length)
+  return slice(begin, end), slice(skip, skip + length)
 
 
 def _cut(source: np.ndarray, matrix: np.ndarray, size: tuple[int, int]):

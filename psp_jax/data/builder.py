@@ -33,7 +33,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, abc.ABC):
     taxonomy, unlabelled_splits: the same of this copy of the dataset.
   """
   VERSION = tfds.core.Version("1.0.0")
-  TAXONOMY: Taxonomy | None = None
+  TAXONOMY: Taxonomy
   IMAGE_ENCODING = "png"
   INSTANCE_SPLITS: tuple[str, ...] = ()
   UNLABELLED_SPLITS: tuple[str, ...] = ()

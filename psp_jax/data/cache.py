@@ -41,7 +41,7 @@ class CachedSplit:
     return {"split": self._split, "gib": self._capacity / 2**30}
 
   def __setstate__(self, state):
-    self.__init__(**state)
+    CachedSplit.__init__(self, **state)
 
 
 def _read_only(value):

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
+import pathlib
 
 import numpy as np
 
@@ -76,8 +77,10 @@ def examine(split: str, found: list[pairs.Pair],
       pool.shutdown(cancel_futures=True)
       raise
   if report.empty and len(report.empty) == len(found) > 1:
+    mask = found[0].mask  # A record of a prepared dataset has no folder.
+    where = mask.parent if isinstance(mask, pathlib.Path) else split
     report.problems.append(
-        f"{found[0].mask.parent}: not one of {len(found)} masks has a pixel of "
+        f"{where}: not one of {len(found)} masks has a pixel of "
         "a class; look at the ids that they hold")
   return report
 

@@ -220,8 +220,8 @@ def read_split(builder: SegmentationBuilder, split: str) -> Split:
   skip = tfds.decode.SkipDecoding()
   decoders = {feature: skip for feature in builder.info.features
               if feature != "name"}
-  parts = [builder.as_data_source(name, decoders=decoders) for name in names]
-  return Split(parts[0] if len(parts) == 1 else _Union(parts),
+  sources = [builder.as_data_source(name, decoders=decoders) for name in names]
+  return Split(sources[0] if len(sources) == 1 else _Union(sources),
                builder.taxonomy,
                not set(names) & set(builder.unlabelled_splits),
                set(names) <= set(builder.INSTANCE_SPLITS),

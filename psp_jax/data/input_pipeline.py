@@ -196,7 +196,9 @@ def _start_worker(index: int, count: int) -> None:
 
 
 def _follow_parent() -> None:
-  multiprocessing.parent_process().join()
+  parent = multiprocessing.parent_process()
+  assert parent is not None  # This is a worker.
+  parent.join()
   time.sleep(1)  # Shared memory that is just being made would stay.
   os._exit(1)
 

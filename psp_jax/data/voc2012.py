@@ -52,6 +52,7 @@ class Voc2012(PairsBuilder):
 
   def find_pairs(self, roots, problems):
     voc = pairs.first_folder(roots, "VOCdevkit/VOC2012", "VOC2012", ".")
+    assert voc is not None  # "." is there.
     lists = voc / "ImageSets" / "Segmentation"
     if not lists.is_dir():
       raise DataError(

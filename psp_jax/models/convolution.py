@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from psp_jax.models import winograd
@@ -292,7 +293,8 @@ def taps_of(z: Array, kernel: Array) -> Array:
       default=lambda z, k: jnp.einsum("nabc,ijco->ijnabo", z, k))
 
 
-def along_both_axes(x: Array, rows: Array, columns: Array) -> Array:
+def along_both_axes(x: Array, rows: Array | np.ndarray,
+                    columns: Array | np.ndarray) -> Array:
   """Linear maps of a picture's axes, such as resizing: rows x columns^T.
 
   Args:

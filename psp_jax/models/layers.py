@@ -115,7 +115,7 @@ class BatchNorm(nn.Module):
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
     running_var = self.variable("batch_stats", "var", jnp.ones, features)
     x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
-    width = self.pair_width if paired else x.shape[2]
+    width = x.shape[2] if self.pair_width is None else self.pair_width
     inside = None
     if each * x.shape[2] > width:
       inside = pairs.inside(width, *features)

@@ -10,6 +10,7 @@ A map in one phase is the map itself. All that is here is exact.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,9 +61,9 @@ def _products(x, kernel):
 def _shifted_sum(taps, phases):
   size = taps.shape[0]
   wide = jnp.promote_types(taps.dtype, jnp.float32)
-  total = 0
+  total: Any = 0
   for j in range(size):
-    column = sum(
+    column: Any = sum(
         _shift(axes(taps[i, j], phases).astype(wide), i - size // 2, 1, 3)
         for i in range(size))
     total += _shift(column, j - size // 2, 2, 4)

@@ -167,7 +167,7 @@ class PSPNet(nn.Module):
     if not train:
       logits = logits.astype(jnp.promote_types(self.dtype, jnp.float32))
       with jax.named_scope("upsampling"):
-        return pooling.resize(logits, *size, self.align_corners)
+        return pooling.resize(logits, size[0], size[1], self.align_corners)
 
     aux_logits = None
     if self.auxiliary:

@@ -129,7 +129,7 @@ class ResNet(nn.Module):
     stem = [self._width(c) for c in STEMS[self.stem]]
     width = -(-x.shape[2] // 2)
     for i, features in enumerate(stem):
-      packing = {}
+      packing: dict[str, Any] = {}
       if self.packed:
         packing = dict(
             convolve=pairs.conv if i else pairs.conv_of_images,

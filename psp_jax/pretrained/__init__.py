@@ -1,6 +1,7 @@
 """Published weights into our parameter trees."""
 
 import pathlib
+from typing import Any
 
 import flax.traverse_util
 import numpy as np
@@ -10,10 +11,18 @@ from psp_jax.errors import CheckpointError, ConfigError
 from psp_jax.pretrained import architecture, files, keras_resnet, networks
 from psp_jax.pretrained.names import BACKBONES
 
-__all__ = ["load", "load_backbone"]
+__all__ = ["check", "load", "load_backbone"]
 
 # Of a file in our own names: params/backbone/stem_conv1/conv/kernel, ...
 _OWN = ("params/backbone/", "batch_stats/backbone/")
+
+
+def check(config) -> None:
+  """Raises CheckpointError where there is no config.model.pretrained."""
+  path = config.model.pretrained
+  if path and not pathlib.Path(path).exists():
+    raise CheckpointError(f"config.model.pretrained={path}: no such file, or "
+                          "folder of a run")
 
 
 def load(path: str, variables, config):
@@ -90,10 +99,11 @@ def read_backbone(path: str):
 
 def write_backbone(path: str, arrays, needs) -> None:
   """A file that `load_backbone` reads without PyTorch."""
-  named = {f"{key[0]}/backbone/{'/'.join(key[1:])}": value
-           for key, value in arrays.items()}
-  np.savez(path, **named, **{f"needs/{k}": np.array(v)
-                             for k, v in needs.items()})
+  named: dict[str, Any] = {
+      f"{key[0]}/backbone/{'/'.join(key[1:])}": value
+      for key, value in arrays.items()}
+  named |= {f"needs/{k}": np.array(v) for k, v in needs.items()}
+  np.savez(path, **named)
 
 
 def _backbone_of(variables):

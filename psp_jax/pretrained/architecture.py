@@ -53,25 +53,25 @@ def recognise(shapes: Shapes, family: str = "auto",
     CheckpointError: it is none that is known, or a size cannot be told.
   """
   if family == "auto":
-    family = next((name for name, sign in _SIGNS
-                   if any(re.fullmatch(sign, key) for key in shapes)), None)
-    if family is None:
+    found = next((name for name, sign in _SIGNS
+                  if any(re.fullmatch(sign, key) for key in shapes)), None)
+    if found is None:
       some = ", ".join(sorted(shapes)[:6])
       raise CheckpointError(
           f"of no family that is known (semseg, mmseg, mit_semseg, smp, caffe, "
           f"torchvision, timm, Keras); it has {len(shapes)} arrays: {some}, "
           "...")
+    family = found
   fields = _backbone(shapes, family)
   if family in BACKBONES:
     return family, fields
   kind = "mmseg" if family == "mmseg_b" else family
   fields["num_classes"] = _vote(shapes, _CLASSIFIERS[kind], "class count")
   aux = _AUX.get(kind)
-  fields["auxiliary"] = bool(aux) and any(
-      re.fullmatch(aux, key) for key in shapes)
-  if fields["auxiliary"]:
-    channels = _vote(shapes, aux, "width of the auxiliary head")
-    fields["aux_channels"] = channels
+  fields["auxiliary"] = False
+  if aux and any(re.fullmatch(aux, key) for key in shapes):
+    fields["auxiliary"] = True
+    fields["aux_channels"] = _vote(shapes, aux, "width of the auxiliary head")
   branches = {m[1] for key in shapes if (m := re.fullmatch(_BRANCH[kind], key))}
   fields["pyramid.bins"] = bins or _bins(branches)
   fields["align_corners"] = kind not in ("mmseg", "mit_semseg")
@@ -91,11 +91,11 @@ def recognise(shapes: Shapes, family: str = "auto",
 def _backbone(shapes: Shapes, family: str) -> dict:
   if family == "caffe":
     block = r"conv([2-5])_(\d+)_(3x3)/0"
-    stem = sum(bool(re.fullmatch(r"conv1_\d_3x3(_s2)?/0", k)) for k in shapes)
+    convs = sum(bool(re.fullmatch(r"conv1_\d_3x3(_s2)?/0", k)) for k in shapes)
     inner, first = r"conv2_\d+_(1x1_reduce|3x3)/.*", 2
   else:
     block, first = r"(?:\w+\.)?layer([1-4])\.(\d+)\.conv(\d)\.weight", 1
-    stem = sum(bool(re.fullmatch(
+    convs = sum(bool(re.fullmatch(
         r"(backbone\.|encoder\.)?(layer0\.[036]|stem\.[036]|conv1\.[036]"
         r"|conv[123])\.weight", key)) for key in shapes)
     inner = r"(?:\w+\.)?layer1\.\d+\.(conv|bn)[12]\..*"
@@ -114,7 +114,7 @@ def _backbone(shapes: Shapes, family: str) -> dict:
     raise CheckpointError(f"a {kind} ResNet with {blocks} blocks a stage is "
                           f"none of ResNet-{known}")
   width = _vote(shapes, inner, "width of layer1") / 64
-  if stem < 2:
+  if convs < 2:
     stem = "7x7"
   else:
     first_conv = _vote(

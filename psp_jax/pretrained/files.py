@@ -20,14 +20,14 @@ def read(path: str) -> dict[str, np.ndarray]:
     CheckpointError: there is no such file, it is of no such kind, or what is
       needed to read it is not installed.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
+  file = pathlib.Path(path)
+  if not file.is_file():
     raise CheckpointError(f"{path}: no such file")
-  reader = _READERS.get(path.suffix.lower())
+  reader = _READERS.get(file.suffix.lower())
   if reader is None:
     raise CheckpointError(f"{path}: weights are read from "
                           f"{', '.join(_READERS)} files")
-  tensors = reader(path)
+  tensors = reader(file)
   if not tensors:
     raise CheckpointError(f"{path}: holds no arrays")
   return {name.removeprefix("module."): value

@@ -31,7 +31,8 @@ def convert(tensors: dict[str, np.ndarray]) -> dict[tuple, np.ndarray]:
 
   Those of no place in a ResNet keep their names, ("params", name).
   """
-  out, biases, epsilons = {}, {}, {}
+  out: dict[tuple[str, ...], np.ndarray] = {}
+  biases, epsilons = {}, {}
   for name, value in tensors.items():
     value = np.asarray(value, np.float64)
     layer, _, field = name.partition("/")

@@ -81,8 +81,8 @@ def to_variables(tensors: dict[str, np.ndarray], family: str, fields: dict):
   if family == "smp":  # The features come last there.
     arrays[fuse] = np.roll(arrays[fuse], arrays[fuse].shape[2] // 2, axis=2)
   if family == "caffe":
-    x, branches = np.split(arrays[fuse], 2, axis=2)
-    branches = np.split(branches, len(bins), axis=2)  # 6, 3, 2, 1 there.
+    x, pyramid = np.split(arrays[fuse], 2, axis=2)
+    branches = np.split(pyramid, len(bins), axis=2)  # 6, 3, 2, 1 there.
     arrays[fuse] = np.concatenate([x, *branches[::-1]], axis=2)
     keras_resnet.fold_bgr_input(arrays, "backbone")
   return flax.traverse_util.unflatten_dict(arrays)
