@@ -137,7 +137,9 @@ def known_anywhere(name: str) -> bool:
              if "argparse.ArgumentParser(" in p.read_text()]
   modules += [f"benchmarks.{p.stem}"
               for p in (ROOT / "benchmarks").glob("*.py")]
+  scripts = "".join(p.read_text() for p in (ROOT / "launch").glob("*.sh"))
   return (name in absl_flags(main) or name in absl_flags(compile_tpu)
+          or re.search(rf"--{name}\b", scripts)
           or any(f"--{name}" in flags_of(m) for m in modules))
 
 
