@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import pathlib
 import platform
 
 
@@ -25,9 +26,9 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 
 def describe(cores: int, packages) -> str:
   """The processor, `cores` of it, and the versions that matter."""
-  cpu = next((line.split(":")[1].strip()
-              for line in open("/proc/cpuinfo") if "model name" in line),
-             platform.machine())
+  known = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  cpu = next((line.split(":")[1].strip() for line in known
+              if "model name" in line), platform.machine())
   versions = ", ".join(f"{name} {importlib.metadata.version(name)}"
                        for name in packages)
   return (f"{cpu}, {cores} cores; Python {platform.python_version()}, "

@@ -31,9 +31,9 @@ def locked(workdir: pathlib.Path):
   new = not workdir.exists()
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    file = open(workdir / "lock", "a+")
     with tempfile.TemporaryFile(dir=workdir) as probe:
       probe.write(b"writable?")
+    file = open(workdir / "lock", "a+")
   except OSError as error:
     raise StorageError(f"--workdir={workdir}: cannot be written "
                        f"({error.strerror})") from error
