@@ -70,7 +70,7 @@ def test_told_while_compiling_it_leaves_nothing_behind(runs, tmp_path):
   time.sleep(1)
   began = time.monotonic()
   run.send_signal(signal.SIGTERM)
-  run.communicate(timeout=60)
+  run.communicate(timeout=180)
   assert time.monotonic() - began < 15
   assert run.returncode == 75
   assert run.told().splitlines()[-1] == (
@@ -91,21 +91,21 @@ def test_told_in_validation_and_at_the_end(runs, tmp_path):
   while not is_whole(tmp_path / "run", 4) and time.monotonic() < deadline:
     time.sleep(0.05)
   run.send_signal(signal.SIGTERM)
-  out, _ = run.communicate(timeout=60)
+  out, _ = run.communicate(timeout=180)
   assert run.returncode == 75, run.told()
-  assert "validation" not in out and steps_of(tmp_path / "run") == [4]
+  assert "validation mIoU" not in out and steps_of(tmp_path / "run") == [4]
   assert "all that is done is saved" in run.told().splitlines()[-1]
 
   run = runs(*flags)
   lines_until(run, "evaluation of step 6")
   run.send_signal(signal.SIGTERM)
-  run.communicate(timeout=60)
+  run.communicate(timeout=180)
   assert run.returncode == 75, run.told()
   assert is_whole(tmp_path / "run", 6)
   assert not (tmp_path / "run" / "eval.json").exists()
 
   run = runs(*flags[:3])
-  run.communicate(timeout=120)
+  run.communicate(timeout=180)
   assert run.returncode == 0, run.told()
   assert json.loads((tmp_path / "run" / "eval.json").read_text())["step"] == 6
 
@@ -135,7 +135,7 @@ def test_one_of_two_processes_is_told_and_both_save_the_same(runs, tmp_path):
   lines_until(both[0], "step      3/")
   both[1].send_signal(signal.SIGTERM)
   for run in both:
-    run.communicate(timeout=60)
+    run.communicate(timeout=180)
     assert run.returncode == 75, run.told()
   step, = steps_of(tmp_path / "run")
   assert is_whole(tmp_path / "run", step)
