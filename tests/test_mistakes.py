@@ -27,7 +27,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 import jax
 from absl import logging
 from psp_jax import (cityscapes_scores, compile_tpu, convert, main, predict,
-                     prepare, segmenter, tables, train)
+                     prepare, segmenter, serve, tables, train)
 jax.config.update("jax_num_cpu_devices", 2)
 with_flags = {"main": main.main, "compile_tpu": compile_tpu.run}
 
@@ -192,6 +192,15 @@ MISTAKES = [  # (program, its arguments, what the message names)
     ("predict", [RUN, "--input={photo}", "--output={text}"], "{text}"),
     ("predict", [RUN, "--input={photo}", "--output=/proc/out"], "/proc/out"),
     ("predict", [RUN, "--input={photo}", "--flop"], "--flop"),
+    # serve.
+    ("serve", [], "--workdir"),
+    ("serve", ["--workdir=/no/run"], "/no/run"),
+    ("serve", ["--workdir={text}"], "{text}"),
+    ("serve", [RUN, "--step=7"], "7"),
+    ("serve", [RUN, "--port=http"], "--port"),
+    ("serve", [RUN, "--port=99999"], "--port"),
+    ("serve", [RUN, "--host=no.such.host.invalid"], "no.such.host.invalid"),
+    ("serve", [RUN, "--max_megabytes=0"], "--max_megabytes"),
     # prepare.
     ("prepare", [], "--dataset"),
     ("prepare", ["--dataset=camvit"], "data.name='camvit'"),
