@@ -173,12 +173,14 @@ def _tile(x, kernel, stride, dilation, kernel_rows=_ROWS_TO_TRANSFORM) -> int:
   """The side of Winograd's tiles, or 0 where a plain convolution is quicker.
 
   By the rows of the matrix products, where the kernel costs as much as
-  `kernel_rows` more. bfloat16 has too few digits for it.
+  `kernel_rows` more. bfloat16 has too few digits for it. A batch that is not
+  known while tracing, as in an exported program, counts as one image.
   """
   if (kernel.shape[:2] != (3, 3) or stride > 1 or x.dtype.itemsize < 4
       or min(kernel.shape[2:]) < 64):
     return 0
   n, height, width, _ = x.shape
+  n = n if isinstance(n, int) else 1
 
   def cost(m):
     tiles = (-(-size // (m * dilation)) * dilation for size in (height, width))
