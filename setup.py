@@ -28,6 +28,7 @@ setup(
         "safetensors>=0.5",  # Published weights without PyTorch.
         "h5py>=3.11",  # Keras's weights.
         "pillow>=10",  # Palette PNGs, of which OpenCV expands the palette.
+        "flatbuffers>=24",  # jax.export writes with it.
         "scipy>=1.11",  # SBD's masks are MATLAB files.
         "tqdm>=4.66",  # Progress bars.
         # What those need but do not ask for:
@@ -43,7 +44,9 @@ setup(
         "cuda": ["jax[cuda12]>=0.10"],
         "torch": ["torch>=2.6"],  # To read and write .pth files.
         "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
-        "test": ["pytest>=8", "ruff>=0.9"],
+        # Networks as ONNX, and what runs them.
+        "export": ["onnx>=1.18", "onnxruntime>=1.20"],
+        "test": ["pytest>=8", "ruff>=0.9", "onnx>=1.18", "onnxruntime>=1.20"],
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",
                    "pycocotools>=2.0.8",

@@ -330,6 +330,13 @@ def _concatenate(graph, *xs, aval, dimension, **_):
       "Concat", [graph.name(x) for x in xs], axis=dimension))
 
 
+def _stack(graph, *xs, aval, axis, **_):
+  shape = aval.shape[:axis] + (1,) + aval.shape[axis + 1:]
+  xs = [_reshape(graph, x, aval=jax.core.ShapedArray(shape, aval.dtype))
+        for x in xs]
+  return _concatenate(graph, *xs, aval=aval, dimension=axis)
+
+
 def _select(graph, which, if_false, if_true, *, aval, **_):
   return _Tensor(aval.shape, nhwc=graph.node(
       "Where", [graph.name(x) for x in (which, if_true, if_false)]))
@@ -343,5 +350,6 @@ _RULES = {
     "reduce_window_max": _pool("MaxPool"),
     "reduce_window_sum": _pool("AveragePool"),
     "reduce_max": _reduce("ReduceMax"), "reduce_sum": _reduce("ReduceSum"),
-    "argmax": _argmax, "concatenate": _concatenate, "select_n": _select,
+    "argmax": _argmax, "concatenate": _concatenate, "stack": _stack,
+    "select_n": _select,
     "stop_gradient": lambda graph, x, **_: x, "copy": lambda graph, x, **_: x}

@@ -13,7 +13,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 LAYERS = [
     {"models.winograd", "models.phases", "models.pairs"},
     {"errors", "default_config", "published", "progress", "hlo_text",
-     "compilation_cache", "models.convolution", "watchdog"},
+     "compilation_cache", "models.convolution", "watchdog", "onnx_graph"},
     {"models.layers", "models.pooling", "data.normalize", "data.taxonomy",
      "data.scene_sprites", "data.photometric", "data.cache", "data.decode",
      "data.downloads", "metrics", "optimizers", "sharding", "scalars",
@@ -33,7 +33,7 @@ LAYERS = [
      "pretrained.networks"},
     {"evaluate", "runs", "tables", "prepare", "non_finite"},
     {"pretrained"},
-    {"convert"},
+    {"convert", "export"},
     {"train"},
     {"main"},
     {"compile_tpu"},
