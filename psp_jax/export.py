@@ -38,6 +38,7 @@ from psp_jax.data.decode import decode_image  # noqa: E402
 from psp_jax.data.normalize import normalize  # noqa: E402
 from psp_jax.errors import (  # noqa: E402
   ConfigError,
+  DataError,
   ExportError,
   StorageError,
   UserError,
@@ -130,7 +131,7 @@ def _missing(format_, error) -> ExportError:
                      "installed: pip install 'psp_jax[export]'")
 
 
-def check(run, function, images, outputs: str) -> tuple[float, float | None]:
+def check(run, function, images, outputs: str):
   """How far the file's answers are the library's.
 
   Args:
@@ -140,24 +141,29 @@ def check(run, function, images, outputs: str) -> tuple[float, float | None]:
     outputs: "labels" or "probabilities".
 
   Returns:
-    The share of pixels whose class is the same, and for probabilities the
-    largest difference of any.
+    The share of pixels whose class is the same, how many classes appear, and
+    for probabilities the largest difference of any, else None.
   """
   found, expected = np.asarray(run(images)), np.asarray(
       jax.jit(function)(images))
   if found.shape != expected.shape or found.dtype != expected.dtype:
     raise ExportError(f"the file's answer is {found.dtype} {found.shape}, not "
                       f"{expected.dtype} {expected.shape}")
-  if outputs == "labels":
-    return float((found == expected).mean()), None
-  same = (found.argmax(-1) == expected.argmax(-1)).mean()
-  return float(same), float(np.abs(found - expected).max())
+  largest = None
+  if outputs == "probabilities":
+    largest = float(np.abs(found - expected).max())
+    found, expected = found.argmax(-1), expected.argmax(-1)
+  return float((found == expected).mean()), len(np.unique(expected)), largest
 
 
 def _test_images(count, height, width, photo):
   """Random shapes in random colours, or a photograph and its mirror image."""
   if photo:
-    image = decode_image(photo.read_bytes(), str(photo))
+    try:
+      image = decode_image(photo.read_bytes(), str(photo))
+    except OSError as error:
+      raise DataError(f"--image={photo}: cannot be read ({error.strerror})"
+                      ) from error
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     return np.stack([image[:, ::-1] if i % 2 else image for i in range(count)])
   rng = np.random.default_rng(0)
@@ -204,6 +210,9 @@ def export(args) -> None:
   function = inference(config, state, args.outputs)
   batch = args.batch or jax.export.symbolic_shape("N")[0]
   images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
+  photos = None
+  if not args.no_check:  # Of any batch, one that nothing is traced with.
+    photos = _test_images(args.batch or 2, height, width, args.image)
   content = write(function, images, args.outputs, args.platforms)
   part = args.output.with_name(f".{args.output.name}.part")
   try:
@@ -211,8 +220,8 @@ def export(args) -> None:
       part.write_bytes(content)
       del content
       said = "not checked"
-      if not args.no_check:
-        said = _checked(run, part, function, args, height, width)
+      if photos is not None:
+        said = _checked(run, part, function, photos, args)
       size = part.stat().st_size / 1e6
       part.replace(args.output)
     finally:
@@ -246,19 +255,17 @@ def export(args) -> None:
         sep="\n", flush=True)
 
 
-def _checked(run, path, function, args, height, width) -> str:
+def _checked(run, path, function, photos, args) -> str:
   here = jax.default_backend()
   here = {"gpu": "cuda"}.get(here, here)
   if args.format == "stablehlo" and here not in args.platforms:
     return f"none: written for {', '.join(args.platforms)}, this is a {here}"
-  # Of any batch, one that no program was traced with.
-  photos = _test_images(args.batch or 2, height, width, args.image)
   try:
-    agreement, largest = check(run(path), function, photos, args.outputs)
+    agreement, classes, largest = check(run(path), function, photos, args.outputs)
   except ImportError as error:
     raise _missing(args.format, error) from error
   said = (f"{100 * agreement:.4g} % of {photos.size // 3:,} pixels have the "
-          "library's class")
+          f"library's class, of {classes} that appear")
   if agreement < AGREEMENT:
     raise ExportError(f"{args.output}: not written: only {said}; "
                       f"{100 * AGREEMENT:g} % are asked for")
