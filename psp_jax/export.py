@@ -261,7 +261,8 @@ def _checked(run, path, function, photos, args) -> str:
   if args.format == "stablehlo" and here not in args.platforms:
     return f"none: written for {', '.join(args.platforms)}, this is a {here}"
   try:
-    agreement, classes, largest = check(run(path), function, photos, args.outputs)
+    agreement, classes, largest = check(
+        run(path), function, photos, args.outputs)
   except ImportError as error:
     raise _missing(args.format, error) from error
   said = (f"{100 * agreement:.4g} % of {photos.size // 3:,} pixels have the "

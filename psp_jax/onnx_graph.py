@@ -5,7 +5,9 @@ another. jax2onnx would do the same, but needs an Orbax older than the one that
 checkpoints are tested with, and writes pooling of NHWC maps as ONNX Runtime
 cannot run it.
 
-What depends on parameters alone is computed here. Runtimes want maps as NCHW:
+What depends on parameters alone is computed here, by one program that JAX makes
+of it while the graph is put together: to the code below, known values are
+arrays that are being traced. Runtimes want maps as NCHW:
 so are they from a convolution to whatever needs them as they were, and a scale
 and a shift of its channels (BatchNorm) become part of it.
 """
@@ -13,6 +15,7 @@ and a shift of its channels (BatchNorm) become part of it.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnx
 from jax.extend.core import Literal
@@ -45,11 +48,15 @@ class _Tensor:
   conv: tuple | None = None
 
 
+class _Integers(tuple):
+  """A constant that JAX would make 32 bits of."""
+
+
 class _Graph:
-  """Nodes and constants so far."""
+  """Nodes and constants (name -> array) so far."""
 
   def __init__(self):
-    self.nodes, self.constants, self._kept = [], [], {}
+    self.nodes, self.constants, self._kept = [], {}, {}
 
   def node(self, op, inputs, **attributes) -> str:
     name = f"{op.lower()}_{len(self.nodes)}"
@@ -57,24 +64,20 @@ class _Graph:
     return name
 
   def constant(self, array) -> str:
-    array = np.ascontiguousarray(array)
-    key = (array.dtype.str, array.shape, array.tobytes()) if (
-        array.size < 64) else None
-    if key not in self._kept:
-      name = f"constant_{len(self.constants)}"
-      self.constants.append(numpy_helper.from_array(array, name))
-      if key is None:
-        return name
-      self._kept[key] = name
-    return self._kept[key]
+    name = f"constant_{len(self.constants)}"
+    self.constants[name] = array
+    return name
 
   def integers(self, values) -> str:
-    return self.constant(np.array(values, np.int64))
+    values = _Integers(map(int, values))
+    if values not in self._kept:
+      self._kept[values] = self.constant(values)
+    return self._kept[values]
 
   def name(self, x, nchw=False) -> str:
     """Of a value in a layout; what that takes joins the graph."""
     if not isinstance(x, _Tensor):
-      return self.constant(np.transpose(x, _TO_NCHW) if nchw else x)
+      return self.constant(jnp.transpose(x, _TO_NCHW) if nchw else x)
     if x.conv and not x.nchw:
       source, kernel, bias, attributes = x.conv
       inputs = [self.name(source, nchw=True),
@@ -105,15 +108,27 @@ def to_model(function, images, input_name: str,
   """
   closed = jax.make_jaxpr(function)(images)
   graph = _Graph()
-  given = _Tensor(images.shape, nhwc=input_name)
-  result, = _evaluate(graph, closed.jaxpr, closed.consts, [given])
-  graph.nodes.append(helper.make_node(
-      "Identity", [graph.name(result)], [output_name], output_name))
+
+  @jax.jit
+  def computed(constants):
+    given = _Tensor(images.shape, nhwc=input_name)
+    result, = _evaluate(graph, closed.jaxpr, constants, [given])
+    graph.nodes.append(helper.make_node(
+        "Identity", [graph.name(result)], [output_name], output_name))
+    return {name: array for name, array in graph.constants.items()
+            if not isinstance(array, _Integers)}
+
+  arrays = jax.device_get(computed(closed.consts))
+  arrays |= {name: np.array(values, np.int64)
+             for name, values in graph.constants.items()
+             if isinstance(values, _Integers)}
+  initializers = [numpy_helper.from_array(np.ascontiguousarray(array), name)
+                  for name, array in arrays.items()]
   model = helper.make_model(
       helper.make_graph(
           graph.nodes, "pspnet",
           [_value_info(input_name, images)],
-          [_value_info(output_name, closed.out_avals[0])], graph.constants),
+          [_value_info(output_name, closed.out_avals[0])], initializers),
       opset_imports=[helper.make_opsetid("", OPSET)], producer_name="psp_jax")
   model.ir_version = _IR_VERSION
   return model
@@ -164,17 +179,17 @@ def _known(eqn, xs):
   params, name = eqn.params, eqn.primitive.name
   if not all(isinstance(d, int) for v in eqn.outvars for d in v.aval.shape):
     # Along the batch all is equal: left to the broadcasting of who uses it.
-    shape = tuple(d if isinstance(d, int) else 1 for d in params["shape"])
-    xs = [x for x in xs if np.ndim(x) == 0 or name != "broadcast_in_dim"]
-    if name == "broadcast_in_dim" and xs:
-      return [np.broadcast_to(xs[0], shape)]
+    shape = tuple(d if isinstance(d, int) else 1
+                  for d in params.get("shape", ()))
+    if name == "broadcast_in_dim":
+      return [jax.lax.broadcast_in_dim(
+          xs[0], shape, params["broadcast_dimensions"])]
     if name == "iota":
-      return [np.asarray(jax.lax.broadcasted_iota(
-          params["dtype"], shape, params["dimension"]))]
+      return [jax.lax.broadcasted_iota(
+          params["dtype"], shape, params["dimension"])]
     raise NotImplementedError(f"{name} of an unknown batch as ONNX")
   results = eqn.primitive.bind(*xs, **params)
-  return [np.asarray(r) for r in (
-      results if eqn.primitive.multiple_results else [results])]
+  return results if eqn.primitive.multiple_results else [results]
 
 
 def _elementwise(graph, op, xs, aval):
@@ -184,7 +199,7 @@ def _elementwise(graph, op, xs, aval):
       isinstance(x, _Tensor) and not x.nhwc for x in xs) and all(
           np.ndim(x) in (0, 4) for x in xs if not isinstance(x, _Tensor))
   if nchw:  # Numbers without axes have no layout.
-    xs = [np.reshape(x, (1, 1, 1, 1)) if not isinstance(x, _Tensor)
+    xs = [jnp.reshape(x, (1, 1, 1, 1)) if not isinstance(x, _Tensor)
           and np.ndim(x) == 0 else x for x in xs]
   name = graph.node(op, [graph.name(x, nchw) for x in xs])
   return _Tensor(aval.shape, **{"nchw" if nchw else "nhwc": name})
@@ -198,7 +213,7 @@ def _into_convolution(op, x, y):
       or np.shape(y)[:-1] != (1, 1, 1)):
     return None
   source, kernel, bias, attributes = x.conv
-  by = np.broadcast_to(np.ravel(y), kernel.shape[-1:])
+  by = jnp.broadcast_to(jnp.ravel(y), kernel.shape[-1:])
   if op == "Mul":
     kernel = kernel * by
     bias = bias if bias is None else bias * by
@@ -216,7 +231,7 @@ def _convolution(graph, x, kernel, *, aval, window_strides, padding,
       *lhs_dilation, feature_group_count, batch_group_count) > 1):
     raise NotImplementedError(f"a convolution of {dimension_numbers} as ONNX")
   (top, bottom), (left, right) = padding
-  return _Tensor(aval.shape, conv=(x, np.asarray(kernel), None, dict(
+  return _Tensor(aval.shape, conv=(x, kernel, None, dict(
       kernel_shape=kernel.shape[:2], strides=window_strides,
       pads=(top, left, bottom, right), dilations=rhs_dilation)))
 
@@ -225,7 +240,7 @@ def _product(graph, x, y, *, aval, dimension_numbers, **_):
   (cx, cy), (bx, by) = dimension_numbers
   if (len(x.shape) == 4 and (cx, cy, bx) == ((3,), (0,), ()) and y.ndim == 2
       and not isinstance(y, _Tensor)):
-    return _Tensor(aval.shape, conv=(x, np.asarray(y)[None, None], None, dict(
+    return _Tensor(aval.shape, conv=(x, y[None, None], None, dict(
         kernel_shape=(1, 1))))
   letters = iter("abcdefghijklmnopqrstuvw")
   of_x = [next(letters) for _ in x.shape]
