@@ -53,7 +53,7 @@ def drawn(config, images):
       lambda: model.init(jax.random.key(0), images.astype("f"))))
   state = train_step.create_train_state(None, config, variables)
   # No class is ahead everywhere.
-  logits = np.log(expected(config, state, images))
+  logits = logits_of(config, state, images)
   bias = state.params["classifier"]["conv"]["bias"]
   state.params["classifier"]["conv"]["bias"] = bias - logits.mean((0, 1, 2))
   return state
@@ -79,18 +79,22 @@ def photos(count, height, width):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def logits_of(model, variables, images):
+def apply(model, variables, images):
   return model.apply(variables, images)
 
 
-def expected(config, state, images):
-  """Probabilities, without anything of `export`."""
+def logits_of(config, state, images):
+  """Without anything of `export`."""
   mean, std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-  logits = logits_of(
+  return np.asarray(apply(
       create_model(config),
       {"params": state.params, "batch_stats": state.batch_stats},
-      ((images - np.array(mean)) / np.array(std)).astype(np.float32))
-  logits = np.asarray(logits, np.float64)
+      ((images - np.array(mean)) / np.array(std)).astype(np.float32)))
+
+
+def expected(config, state, images):
+  """Probabilities."""
+  logits = logits_of(config, state, images).astype(np.float64)
   exponentials = np.exp(logits - logits.max(-1, keepdims=True))
   return exponentials / exponentials.sum(-1, keepdims=True)
 
