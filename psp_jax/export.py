@@ -18,13 +18,15 @@ own network; exit code 2 where fewer than 99.9 % of the pixels agree.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
 import re
 import sys
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# XLA calls it an error that transforming a kernel once takes it a second.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import cv2  # noqa: E402
 import jax  # noqa: E402
@@ -63,7 +65,7 @@ session = onnxruntime.InferenceSession(
 
 
 def inference(config, state, outputs: str = "labels"):
-  """The function that is exported: uint8 RGB (N, H, W, 3) to `outputs`.
+  """What is exported: uint8 RGB (N, H, W, 3) to `outputs`.
 
   Args:
     config: of the run.
@@ -71,22 +73,23 @@ def inference(config, state, outputs: str = "labels"):
     outputs: "labels" or "probabilities".
 
   Returns:
-    A function, traceable, with the weights as constants.
+    A function of (variables, images), pure, and the variables.
   """
   config = config.copy_and_resolve_references()
   config.model.layout, config.model.dtype = "plain", "float32"
+  config.model.remat = False
   model = create_model(config)
   # Out of reach of this machine's devices, which no exported program knows.
   variables = jax.device_get(
       {"params": state.params, "batch_stats": state.batch_stats})
   dtype = jnp.uint8 if model.num_classes <= 256 else jnp.int32
 
-  def run(images):
+  def run(variables, images):
     logits = model.apply(variables, normalize(images), train=False)
     if outputs == "probabilities":
       return jax.nn.softmax(logits)
     return jax.lax.argmax(logits, 3, jnp.int32).astype(dtype)
-  return run
+  return run, variables
 
 
 def to_stablehlo(function, images, output_name: str, platforms) -> bytes:
@@ -104,8 +107,7 @@ def run_stablehlo(path):
   return jax.jit(exported.call)
 
 
-def to_onnx(function, images, output_name: str, platforms) -> bytes:
-  del platforms  # The runtime's matter.
+def to_onnx(function, images, output_name: str, _) -> bytes:
   try:
     from psp_jax import onnx_graph
   except ImportError as error:
@@ -131,12 +133,12 @@ def _missing(format_, error) -> ExportError:
                      "installed: pip install 'psp_jax[export]'")
 
 
-def check(run, function, images, outputs: str):
+def check(run, forward, images, outputs: str):
   """How far the file's answers are the library's.
 
   Args:
     run: the file's, by its own runtime.
-    function: `inference`'s.
+    forward: the library's.
     images: uint8 RGB (N, H, W, 3).
     outputs: "labels" or "probabilities".
 
@@ -144,8 +146,7 @@ def check(run, function, images, outputs: str):
     The share of pixels whose class is the same, how many classes appear, and
     for probabilities the largest difference of any, else None.
   """
-  found, expected = np.asarray(run(images)), np.asarray(
-      jax.jit(function)(images))
+  found, expected = (np.asarray(f(images)) for f in (run, forward))
   if found.shape != expected.shape or found.dtype != expected.dtype:
     raise ExportError(f"the file's answer is {found.dtype} {found.shape}, not "
                       f"{expected.dtype} {expected.shape}")
@@ -201,34 +202,32 @@ def export(args) -> None:
   if args.output.is_dir():
     raise StorageError(f"--output={args.output}: is a folder; name a file")
   write, run, snippet = FORMATS[args.format]
+  photos, said = None, "none"
   config, state = runs.load(args.workdir, args.step)
   height, width = args.size or (config.data.crop_size,) * 2
   least = config.model.output_stride
   if min(height, width) < least:
     raise ConfigError(f"--size={height}x{width}: below what the network sees "
                       f"as one pixel; use {least}x{least} or more")
-  function = inference(config, state, args.outputs)
+  forward, variables = inference(config, state, args.outputs)
+  function = functools.partial(forward, variables)
   batch = args.batch or jax.export.symbolic_shape("N")[0]
   images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.uint8)
-  photos = None
   if not args.no_check:  # Of any batch, one that nothing is traced with.
     photos = _test_images(args.batch or 2, height, width, args.image)
   content = write(function, images, args.outputs, args.platforms)
   part = args.output.with_name(f".{args.output.name}.part")
   try:
-    try:
-      part.write_bytes(content)
-      del content
-      said = "not checked"
-      if photos is not None:
-        said = _checked(run, part, function, photos, args)
-      size = part.stat().st_size / 1e6
-      part.replace(args.output)
-    finally:
-      part.unlink(missing_ok=True)
+    part.write_bytes(content)
+    if photos is not None:
+      said = _checked(run, part, functools.partial(
+          jax.jit(forward), variables), photos, args)
+    part.replace(args.output)
   except OSError as error:
     raise StorageError(f"--output={args.output}: cannot be written "
                        f"({error.strerror})") from error
+  finally:
+    part.unlink(missing_ok=True)
   answer = jax.eval_shape(function, images)
   names, palette = _classes(config, args.workdir)
   shown = [["N" if not isinstance(d, int) else d for d in a.shape]
@@ -245,6 +244,7 @@ def export(args) -> None:
       "psp_jax": psp_jax.__version__, "jax": jax.__version__,
       "config": config.to_dict()}, indent=2) + "\n")
   shapes = ["({})".format(", ".join(map(str, s))) for s in shown]
+  size = len(content) / 1e6
   print(f"written   {args.output}, {size:.1f} MB, and {beside.name}",
         f"network   step {int(state.step):,} of {args.workdir}",
         f"input     images: uint8 RGB {shapes[0]}, not normalised",
@@ -255,14 +255,14 @@ def export(args) -> None:
         sep="\n", flush=True)
 
 
-def _checked(run, path, function, photos, args) -> str:
+def _checked(run, path, forward, photos, args) -> str:
   here = jax.default_backend()
   here = {"gpu": "cuda"}.get(here, here)
   if args.format == "stablehlo" and here not in args.platforms:
     return f"none: written for {', '.join(args.platforms)}, this is a {here}"
   try:
     agreement, classes, largest = check(
-        run(path), function, photos, args.outputs)
+        run(path), forward, photos, args.outputs)
   except ImportError as error:
     raise _missing(args.format, error) from error
   said = (f"{100 * agreement:.4g} % of {photos.size // 3:,} pixels have the "
@@ -311,27 +311,25 @@ def _arguments(argv):
   parser.add_argument("--step", type=int, help="of the checkpoint (the last)")
   parser.add_argument("--size", type=_size, metavar="HxW",
                       help="of the images (the run's crop size)")
-  parser.add_argument("--height", type=int, help="the same in two options")
-  parser.add_argument("--width", type=int)
+  for side in ("height", "width"):
+    parser.add_argument(f"--{side}", type=int, help="instead of --size")
   parser.add_argument("--batch", type=_batch, default="any", metavar="N|any",
                       help="images at a time (any)")
   parser.add_argument("--outputs", choices=["labels", "probabilities"],
                       default="labels")
   parser.add_argument("--platforms", type=_platforms, metavar="P,P",
                       default=_DEFAULT_PLATFORMS,
-                      help="of stablehlo: " + ", ".join(PLATFORMS)
-                      + f" ({','.join(_DEFAULT_PLATFORMS)}); fewer make no "
-                      "faster program, only a smaller one")
+                      help=f"of stablehlo: {', '.join(PLATFORMS)} (cpu,cuda,"
+                      "tpu); fewer make no faster program")
   parser.add_argument("--image", type=pathlib.Path, metavar="PHOTO",
                       help="to check with, instead of a random one")
   parser.add_argument("--no_check", action="store_true")
   args = parser.parse_args(argv)
-  if (args.height is None) != (args.width is None):
-    parser.error("--height and --width go together; or use --size=HxW")
-  if args.height is not None:
-    if args.size:
-      parser.error("--size and --height: one of them is enough")
-    args.size = args.height, args.width
+  sides = args.height, args.width
+  if sides != (None, None):
+    if None in sides or args.size:
+      parser.error("--height and --width go together, or --size=HxW alone")
+    args.size = sides
   args.format = args.format or (
       "onnx" if args.output.suffix == ".onnx" else "stablehlo")
   return args

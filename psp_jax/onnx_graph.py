@@ -1,15 +1,13 @@
 """A traced function of images as an ONNX graph.
 
-For what `models` computes at inference: the equations of a jaxpr one after
-another. jax2onnx would do the same, but needs an Orbax older than the one that
-checkpoints are tested with, and writes pooling of NHWC maps as ONNX Runtime
-cannot run it.
+For what `models` computes at inference, equation after equation of its jaxpr.
+(jax2onnx wants an Orbax older than the one that checkpoints are tested with,
+and writes max pooling of NHWC maps as ONNX Runtime cannot run it.)
 
 What depends on parameters alone is computed here, by one program that JAX makes
-of it while the graph is put together: to the code below, known values are
-arrays that are being traced. Runtimes want maps as NCHW:
-so are they from a convolution to whatever needs them as they were, and a scale
-and a shift of its channels (BatchNorm) become part of it.
+of it while the graph is put together: below, known values are being traced.
+Runtimes want maps as NCHW: so are they from a convolution on, until something
+needs them as they were; a scale and a shift of channels (BatchNorm) join it.
 """
 
 import dataclasses
@@ -21,18 +19,13 @@ import onnx
 from jax.extend.core import Literal
 from onnx import helper, numpy_helper
 
-# Opset of 2022, read by every runtime since.
-OPSET, _IR_VERSION = 18, 8
-
+OPSET, _IR_VERSION = 18, 8  # Of 2022: read by every runtime since.
 _TO_NCHW, _TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 # Primitives that stand for the jaxpr in one of their parameters.
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr",
-          "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
-          "remat": "jaxpr", "checkpoint": "jaxpr"}
-_ELEMENTWISE = {
-    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max",
-    "min": "Min", "exp": "Exp", "eq": "Equal", "lt": "Less", "gt": "Greater",
-    "neg": "Neg", "and": "And"}
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr",
+          "custom_vjp_call": "call_jaxpr"}
+_ELEMENTWISE = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div",
+                "max": "Max", "exp": "Exp", "eq": "Equal"}
 
 
 @dataclasses.dataclass
@@ -46,6 +39,14 @@ class _Tensor:
   nhwc: str | None = None
   nchw: str | None = None
   conv: tuple | None = None
+
+  @property
+  def ndim(self) -> int:
+    return len(self.shape)
+
+
+def _tensor(aval, name: str, nchw=False) -> _Tensor:
+  return _Tensor(aval.shape, **{"nchw" if nchw else "nhwc": name})
 
 
 class _Integers(tuple):
@@ -124,11 +125,9 @@ def to_model(function, images, input_name: str,
              if isinstance(values, _Integers)}
   initializers = [numpy_helper.from_array(np.ascontiguousarray(array), name)
                   for name, array in arrays.items()]
-  model = helper.make_model(
-      helper.make_graph(
-          graph.nodes, "pspnet",
-          [_value_info(input_name, images)],
-          [_value_info(output_name, closed.out_avals[0])], initializers),
+  model = helper.make_model(helper.make_graph(
+      graph.nodes, "pspnet", [_value_info(input_name, images)],
+      [_value_info(output_name, closed.out_avals[0])], initializers),
       opset_imports=[helper.make_opsetid("", OPSET)], producer_name="psp_jax")
   model.ir_version = _IR_VERSION
   return model
@@ -148,7 +147,7 @@ def _evaluate(graph, jaxpr, constants, inputs):
     return v.val if isinstance(v, Literal) else values[v]
 
   for eqn in jaxpr.eqns:
-    xs, name, params = [read(v) for v in eqn.invars], eqn.primitive.name, None
+    xs, name = [read(v) for v in eqn.invars], eqn.primitive.name
     if name == "platform_index":
       results = [next(i for i, names in enumerate(eqn.params["platforms"])
                       if names is None)]
@@ -160,14 +159,10 @@ def _evaluate(graph, jaxpr, constants, inputs):
       results = _evaluate(graph, getattr(inner, "jaxpr", inner),
                           getattr(inner, "consts", ()), xs)
     elif any(isinstance(x, _Tensor) for x in xs):
-      params, aval = eqn.params, eqn.outvars[0].aval
-      if name in _ELEMENTWISE:
-        result = _elementwise(graph, _ELEMENTWISE[name], xs, aval)
-      elif name in _RULES:
-        result = _RULES[name](graph, *xs, aval=aval, **params)
-      else:
+      if name not in _RULES:
         raise NotImplementedError(f"{name} as ONNX")
-      results = [result]
+      results = [_RULES[name](graph, *xs, aval=eqn.outvars[0].aval,
+                              **eqn.params)]
     else:
       results = _known(eqn, xs)
     values.update(zip(eqn.outvars, results))
@@ -192,17 +187,18 @@ def _known(eqn, xs):
   return results if eqn.primitive.multiple_results else [results]
 
 
-def _elementwise(graph, op, xs, aval):
-  if op in ("Mul", "Add") and (folded := _into_convolution(op, *xs)):
-    return folded
-  nchw = len(aval.shape) == 4 and any(
-      isinstance(x, _Tensor) and not x.nhwc for x in xs) and all(
-          np.ndim(x) in (0, 4) for x in xs if not isinstance(x, _Tensor))
-  if nchw:  # Numbers without axes have no layout.
-    xs = [jnp.reshape(x, (1, 1, 1, 1)) if not isinstance(x, _Tensor)
-          and np.ndim(x) == 0 else x for x in xs]
-  name = graph.node(op, [graph.name(x, nchw) for x in xs])
-  return _Tensor(aval.shape, **{"nchw" if nchw else "nhwc": name})
+def _elementwise(op):
+  def rule(graph, *xs, aval, **_):
+    if op in ("Mul", "Add") and (folded := _into_convolution(op, *xs)):
+      return folded
+    nchw = len(aval.shape) == 4 and any(
+        isinstance(x, _Tensor) and not x.nhwc for x in xs)
+    if nchw:  # Numbers without axes have no layout.
+      xs = [x if isinstance(x, _Tensor) or np.ndim(x)
+            else jnp.reshape(x, (1, 1, 1, 1)) for x in xs]
+    return _tensor(aval, graph.node(op, [graph.name(x, nchw) for x in xs]),
+                   nchw)
+  return rule
 
 
 def _into_convolution(op, x, y):
@@ -215,8 +211,7 @@ def _into_convolution(op, x, y):
   source, kernel, bias, attributes = x.conv
   by = jnp.broadcast_to(jnp.ravel(y), kernel.shape[-1:])
   if op == "Mul":
-    kernel = kernel * by
-    bias = bias if bias is None else bias * by
+    kernel, bias = kernel * by, None if bias is None else bias * by
   else:
     bias = by if bias is None else bias + by
   return _Tensor(x.shape, conv=(source, kernel, bias, attributes))
@@ -225,9 +220,7 @@ def _into_convolution(op, x, y):
 def _convolution(graph, x, kernel, *, aval, window_strides, padding,
                  lhs_dilation, rhs_dilation, dimension_numbers,
                  feature_group_count, batch_group_count, **_):
-  numbers = (dimension_numbers.lhs_spec, dimension_numbers.rhs_spec,
-             dimension_numbers.out_spec)
-  if (numbers != (_TO_NCHW, (3, 2, 0, 1), _TO_NCHW) or max(
+  if (tuple(dimension_numbers) != (_TO_NCHW, (3, 2, 0, 1), _TO_NCHW) or max(
       *lhs_dilation, feature_group_count, batch_group_count) > 1):
     raise NotImplementedError(f"a convolution of {dimension_numbers} as ONNX")
   (top, bottom), (left, right) = padding
@@ -238,20 +231,18 @@ def _convolution(graph, x, kernel, *, aval, window_strides, padding,
 
 def _product(graph, x, y, *, aval, dimension_numbers, **_):
   (cx, cy), (bx, by) = dimension_numbers
-  if (len(x.shape) == 4 and (cx, cy, bx) == ((3,), (0,), ()) and y.ndim == 2
+  if (x.ndim == 4 and (cx, cy, bx) == ((3,), (0,), ()) and y.ndim == 2
       and not isinstance(y, _Tensor)):
     return _Tensor(aval.shape, conv=(x, y[None, None], None, dict(
         kernel_shape=(1, 1))))
-  letters = iter("abcdefghijklmnopqrstuvw")
-  of_x = [next(letters) for _ in x.shape]
-  of_y = [next(letters) for _ in y.shape]
+  of_x, of_y = list("abcdefgh"[:x.ndim]), list("pqrstuvw"[:y.ndim])
   for i, j in zip((*cx, *bx), (*cy, *by)):
     of_y[j] = of_x[i]
   out = [of_x[i] for i in bx]
   out += [of_x[i] for i in range(len(of_x)) if i not in (*cx, *bx)]
   out += [of_y[j] for j in range(len(of_y)) if j not in (*cy, *by)]
   equation = f"{''.join(of_x)},{''.join(of_y)}->{''.join(out)}"
-  return _Tensor(aval.shape, nhwc=graph.node(
+  return _tensor(aval, graph.node(
       "Einsum", [graph.name(x), graph.name(y)], equation=equation))
 
 
@@ -260,18 +251,15 @@ def _slice(graph, x, *, aval, start_indices, limit_indices, strides, **_):
   axes = [i for i, d in enumerate(x.shape) if isinstance(d, int)]
   steps = strides or (1,) * len(x.shape)
   place = _TO_NCHW.index if nchw else int
-  name = graph.node("Slice", [graph.name(x, nchw), *(
+  return _tensor(aval, graph.node("Slice", [graph.name(x, nchw), *(
       graph.integers(v) for v in (
           [start_indices[i] for i in axes], [limit_indices[i] for i in axes],
-          [place(i) for i in axes], [steps[i] for i in axes]))])
-  return _Tensor(aval.shape, **{"nchw" if nchw else "nhwc": name})
+          [place(i) for i in axes], [steps[i] for i in axes]))]), nchw)
 
 
 def _pad(graph, x, value, *, aval, padding_config, **_):
-  low, high, inner = zip(*padding_config)
-  if any(inner):
-    raise NotImplementedError("padding between elements as ONNX")
-  return _Tensor(aval.shape, nhwc=graph.node("Pad", [
+  low, high, _ = zip(*padding_config)
+  return _tensor(aval, graph.node("Pad", [
       graph.name(x), graph.integers([*low, *high]), graph.constant(value)]))
 
 
@@ -290,12 +278,12 @@ def _pool(op):
     if op == "AveragePool":  # Asked for is the sum.
       area = np.float32(np.prod(window_dimensions))
       name = graph.node("Mul", [name, graph.constant(area)])
-    return _Tensor(aval.shape, nchw=name)
+    return _tensor(aval, name, nchw=True)
   return rule
 
 
 def _reshape(graph, x, *, aval, **_):
-  return _Tensor(aval.shape, nhwc=graph.node(
+  return _tensor(aval, graph.node(
       "Reshape", [graph.name(x), graph.integers(_sizes(aval.shape))]))
 
 
@@ -308,28 +296,26 @@ def _broadcast(graph, x, *, aval, shape, broadcast_dimensions, **_):
   for i, size in zip(broadcast_dimensions, x.shape):
     ones[i] = size
   name = graph.node("Reshape", [graph.name(x), graph.integers(_sizes(ones))])
-  # 1 leaves a size as it is; the batch is there or is the same throughout.
-  grown = [d if isinstance(d, int) else 1 for d in shape]
+  grown = [d if isinstance(d, int) else 1 for d in shape]  # 1: as it is.
   if any(a != b for a, b in zip(_sizes(ones), grown) if a > 0):
     name = graph.node("Expand", [name, graph.integers(grown)])
-  return _Tensor(aval.shape, nhwc=name)
+  return _tensor(aval, name)
 
 
 def _transpose(graph, x, *, aval, permutation, **_):
-  return _Tensor(aval.shape, nhwc=graph.node(
+  return _tensor(aval, graph.node(
       "Transpose", [graph.name(x)], perm=permutation))
 
 
 def _cast(graph, x, *, aval, **_):
   to = helper.np_dtype_to_tensor_dtype(np.dtype(aval.dtype))
   nchw = not x.nhwc
-  name = graph.node("Cast", [graph.name(x, nchw)], to=to)
-  return _Tensor(aval.shape, **{"nchw" if nchw else "nhwc": name})
+  return _tensor(aval, graph.node("Cast", [graph.name(x, nchw)], to=to), nchw)
 
 
 def _reduce(op):
   def rule(graph, x, *, aval, axes, **_):
-    return _Tensor(aval.shape, nhwc=graph.node(
+    return _tensor(aval, graph.node(
         op, [graph.name(x), graph.integers(axes)], keepdims=0))
   return rule
 
@@ -337,27 +323,21 @@ def _reduce(op):
 def _argmax(graph, x, *, aval, axes, index_dtype, **_):
   axis, = axes
   name = graph.node("ArgMax", [graph.name(x)], axis=axis, keepdims=0)
-  return _cast(graph, _Tensor(aval.shape, nhwc=name), aval=aval)
-
-
-def _concatenate(graph, *xs, aval, dimension, **_):
-  return _Tensor(aval.shape, nhwc=graph.node(
-      "Concat", [graph.name(x) for x in xs], axis=dimension))
+  return _cast(graph, _tensor(aval, name), aval=aval)
 
 
 def _stack(graph, *xs, aval, axis, **_):
-  shape = aval.shape[:axis] + (1,) + aval.shape[axis + 1:]
-  xs = [_reshape(graph, x, aval=jax.core.ShapedArray(shape, aval.dtype))
-        for x in xs]
-  return _concatenate(graph, *xs, aval=aval, dimension=axis)
+  axes = graph.integers([axis])
+  return _tensor(aval, graph.node("Concat", [
+      graph.node("Unsqueeze", [graph.name(x), axes]) for x in xs], axis=axis))
 
 
 def _select(graph, which, if_false, if_true, *, aval, **_):
-  return _Tensor(aval.shape, nhwc=graph.node(
+  return _tensor(aval, graph.node(
       "Where", [graph.name(x) for x in (which, if_true, if_false)]))
 
 
-_RULES = {
+_RULES = {name: _elementwise(op) for name, op in _ELEMENTWISE.items()} | {
     "conv_general_dilated": _convolution, "dot_general": _product,
     "slice": _slice, "pad": _pad, "reshape": _reshape, "squeeze": _reshape,
     "expand_dims": _reshape, "broadcast_in_dim": _broadcast,
@@ -365,6 +345,6 @@ _RULES = {
     "reduce_window_max": _pool("MaxPool"),
     "reduce_window_sum": _pool("AveragePool"),
     "reduce_max": _reduce("ReduceMax"), "reduce_sum": _reduce("ReduceSum"),
-    "argmax": _argmax, "concatenate": _concatenate, "stack": _stack,
+    "argmax": _argmax, "stack": _stack,
     "select_n": _select,
     "stop_gradient": lambda graph, x, **_: x, "copy": lambda graph, x, **_: x}

@@ -176,7 +176,8 @@ def test_every_kind_of_network_is_an_onnx_graph(tmp_path, name):
   shape = jax.ShapeDtypeStruct(
       (jax.export.symbolic_shape("N")[0], 33, 46, 3), jnp.uint8)
   model = onnx_graph.to_model(
-      export.inference(config, state, "probabilities"), shape, "in", "out")
+      functools.partial(*export.inference(config, state, "probabilities")),
+      shape, "in", "out")
   onnx.checker.check_model(model, full_check=True)
   path = tmp_path / "net.onnx"
   onnx.save(model, path)

@@ -41,10 +41,7 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1,
     return winograd.convolve(x, values, dilation)
   if kernel.shape[:2] == (1, 1):
     # A product over channels: faster than a convolution on CPU and TPU.
-    _, height, width, _ = x.shape
-    x = winograd.span(winograd.span(x, 1, 0, height, stride),
-                      2, 0, width, stride)
-    return _product(x, kernel[0, 0])
+    return _product(winograd.cut(x, *jnp.s_[::stride, ::stride]), kernel[0, 0])
   return _spatial_conv(x, kernel, stride, dilation)
 
 
@@ -176,8 +173,7 @@ def _tile(x, kernel, stride, dilation, kernel_rows=_ROWS_TO_TRANSFORM) -> int:
   """The side of Winograd's tiles, or 0 where a plain convolution is quicker.
 
   By the rows of the matrix products, where the kernel costs as much as
-  `kernel_rows` more. bfloat16 has too few digits for it. A batch that is not
-  known while tracing, as in an exported program, counts as one image.
+  `kernel_rows` more; a symbolic batch is 1. bfloat16 has too few digits for it.
   """
   if (kernel.shape[:2] != (3, 3) or stride > 1 or x.dtype.itemsize < 4
       or min(kernel.shape[2:]) < 64):
@@ -236,9 +232,8 @@ def _pooled_taps(x):
   h, w = (height + 1) // 2, (width + 1) // 2
   x = jnp.pad(x, ((0, 0), (1, 2 * h - height), (1, 2 * w - width), (0, 0)),
               constant_values=-jnp.inf)
-  rows = [winograd.span(x, 1, i, i + 2 * h - 1, 2) for i in range(3)]
-  return [winograd.span(row, 2, j, j + 2 * w - 1, 2)
-          for row in rows for j in range(3)]
+  return [winograd.cut(x, *jnp.s_[i:i + 2 * h - 1:2, j:j + 2 * w - 1:2])
+          for i in range(3) for j in range(3)]
 
 
 def _max_pool_bwd(x, dy):

@@ -24,14 +24,15 @@ Array = jax.Array
 _POINTS = {2: (0, 1, -1), 4: (0, 0.5**0.5, -0.5**0.5, 2**0.5, -2**0.5)}
 
 
-def span(x: Array, axis: int, start: int, end: int, step: int = 1) -> Array:
-  """x[..., start:end:step, ...]: a slice also where the batch is symbolic.
+def cut(x: Array, *slices: slice) -> Array:
+  """x[:, *slices], as slices also where the batch is symbolic.
 
-  Of a shape that is not known in full, indexing makes a gather.
+  Indexing an array whose shape is not known in full makes a gather.
   """
-  if (start, end, step) == (0, x.shape[axis], 1):
-    return x
-  return jax.lax.slice_in_dim(x, start, end, step, axis)
+  for axis, wanted in enumerate(slices, 1):
+    if wanted not in (slice(None), slice(None, None, 1)):
+      x = jax.lax.slice_in_dim(x, *wanted.indices(x.shape[axis]), axis)
+  return x
 
 
 @functools.cache
@@ -90,7 +91,7 @@ def convolve(x: Array, values: Array, dilation: int,
   out = out.reshape(m, m, n, h, dilation, w, dilation, -1)
   out = out.transpose(2, 3, 0, 4, 5, 1, 6, 7)
   out = out.reshape(n, h * m * dilation, w * m * dilation, -1)
-  return span(span(out, 1, 0, height), 2, 0, width)
+  return cut(out, *np.s_[:height, :width])
 
 
 def kernel_gradient(x: Array, dy: Array, dilation: int, m: int) -> Array:
@@ -124,9 +125,10 @@ def _input_tiles(x, dilation, m):
   x = x.reshape(n, h * m + 2, dilation, w * m + 2, dilation, channels)
   bt = matrices(m)[2]
   # Each axis by itself, with additions: half the time of one matrix product.
-  parts = [span(x, 1, i, i + (h - 1) * m + 1, m) for i in range(m + 2)]
+  parts = [cut(x, np.s_[i:i + (h - 1) * m + 1:m]) for i in range(m + 2)]
   x = jnp.stack([_combination(c, parts) for c in bt])
-  parts = [span(x, 4, j, j + (w - 1) * m + 1, m) for j in range(m + 2)]
+  parts = [cut(x, *np.s_[:, :, :, j:j + (w - 1) * m + 1:m])
+           for j in range(m + 2)]
   x = jnp.stack([_combination(c, parts) for c in bt], 1)
   return x.reshape((m + 2)**2, -1, channels), (h, w)
 
