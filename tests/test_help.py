@@ -13,6 +13,7 @@ PROGRAMS = {
     "psp_jax.cityscapes_scores": ["PREDICTIONS_DIR", "--json FILE"],
     "psp_jax.convert": ["SRC", "DST", "--family", "mmseg", "--num_classes",
                         "runs/mine mine.pth"],
+    "psp_jax.export": ["--workdir RUN", "--output FILE", "--size HxW"],
     "psp_jax.predict": ["--workdir RUN", "--input PATH", "--output DIR",
                         "--scales", "--step", "labels/NAME.png"],
     "psp_jax.prepare": ["--dataset NAME", "folder", "--manual_dir", "--check"],

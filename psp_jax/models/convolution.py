@@ -42,7 +42,7 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, dilation: int = 1,
     return winograd.convolve(x, values, dilation)
   if kernel.shape[:2] == (1, 1):
     # A product over channels: faster than a convolution on CPU and TPU.
-    return _product(x[:, ::stride, ::stride], kernel[0, 0])
+    return _product(winograd.cut(x, *jnp.s_[::stride, ::stride]), kernel[0, 0])
   return _spatial_conv(x, kernel, stride, dilation)
 
 
@@ -174,12 +174,12 @@ def _tile(x, kernel, stride, dilation, kernel_rows=_ROWS_TO_TRANSFORM) -> int:
   """The side of Winograd's tiles, or 0 where a plain convolution is quicker.
 
   By the rows of the matrix products, where the kernel costs as much as
-  `kernel_rows` more. bfloat16 has too few digits for it.
+  `kernel_rows` more; a symbolic batch is 1. bfloat16 has too few digits for it.
   """
   if (kernel.shape[:2] != (3, 3) or stride > 1 or x.dtype.itemsize < 4
       or min(kernel.shape[2:]) < 64):
     return 0
-  n, height, width, _ = x.shape
+  n, height, width = (d if isinstance(d, int) else 1 for d in x.shape[:3])
 
   def cost(m):
     tiles = (-(-size // (m * dilation)) * dilation for size in (height, width))
@@ -232,7 +232,7 @@ def _pooled_taps(x):
   h, w = (height + 1) // 2, (width + 1) // 2
   x = jnp.pad(x, ((0, 0), (1, 2 * h - height), (1, 2 * w - width), (0, 0)),
               constant_values=-jnp.inf)
-  return [x[:, i:i + 2 * h - 1:2, j:j + 2 * w - 1:2]
+  return [winograd.cut(x, *jnp.s_[i:i + 2 * h - 1:2, j:j + 2 * w - 1:2])
           for i in range(3) for j in range(3)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from psp_jax.models import phases
 from psp_jax.models.convolution import along_both_axes, by_itself, taps_of
+from psp_jax.models.winograd import cut
 
 
 def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
@@ -82,9 +83,10 @@ def adaptive_pools(x: jax.Array, bins, kind: str = "average",
 
 def _max_pool(x: jax.Array, bins: int) -> jax.Array:
   height, width = x.shape[1:3]
-  rows = [_max(x[:, a:b], 1) for a, b in bin_edges(height, bins)]
+  rows = [_max(cut(x, np.s_[a:b]), 1) for a, b in bin_edges(height, bins)]
   x = jnp.stack(rows, 1)
-  columns = [_max(x[:, :, a:b], 2) for a, b in bin_edges(width, bins)]
+  columns = [_max(cut(x, *np.s_[:, a:b]), 2)
+             for a, b in bin_edges(width, bins)]
   return jnp.stack(columns, 2)
 
 

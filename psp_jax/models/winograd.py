@@ -24,6 +24,17 @@ Array = jax.Array
 _POINTS = {2: (0, 1, -1), 4: (0, 0.5**0.5, -0.5**0.5, 2**0.5, -2**0.5)}
 
 
+def cut(x: Array, *slices: slice) -> Array:
+  """x[:, *slices], as slices also where the batch is symbolic.
+
+  Indexing an array whose shape is not known in full makes a gather.
+  """
+  for axis, wanted in enumerate(slices, 1):
+    if wanted not in (slice(None), slice(None, None, 1)):
+      x = jax.lax.slice_in_dim(x, *wanted.indices(x.shape[axis]), axis)
+  return x
+
+
 @functools.cache
 def matrices(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """A^T (m, m + 2), G (m + 2, 3) and B^T (m + 2, m + 2); m is 2 or 4.
@@ -80,7 +91,7 @@ def convolve(x: Array, values: Array, dilation: int,
   out = out.reshape(m, m, n, h, dilation, w, dilation, -1)
   out = out.transpose(2, 3, 0, 4, 5, 1, 6, 7)
   out = out.reshape(n, h * m * dilation, w * m * dilation, -1)
-  return out[:, :height, :width]
+  return cut(out, *np.s_[:height, :width])
 
 
 def kernel_gradient(x: Array, dy: Array, dilation: int, m: int) -> Array:
@@ -114,9 +125,10 @@ def _input_tiles(x, dilation, m):
   x = x.reshape(n, h * m + 2, dilation, w * m + 2, dilation, channels)
   bt = matrices(m)[2]
   # Each axis by itself, with additions: half the time of one matrix product.
-  parts = [x[:, i:i + (h - 1) * m + 1:m] for i in range(m + 2)]
+  parts = [cut(x, np.s_[i:i + (h - 1) * m + 1:m]) for i in range(m + 2)]
   x = jnp.stack([_combination(c, parts) for c in bt])
-  parts = [x[:, :, :, :, j:j + (w - 1) * m + 1:m] for j in range(m + 2)]
+  parts = [cut(x, *np.s_[:, :, :, j:j + (w - 1) * m + 1:m])
+           for j in range(m + 2)]
   x = jnp.stack([_combination(c, parts) for c in bt], 1)
   return x.reshape((m + 2)**2, -1, channels), (h, w)
 
