@@ -209,12 +209,11 @@ def _into_convolution(op, x, y):
       or np.shape(y)[:-1] != (1, 1, 1)):
     return None
   source, kernel, bias, attributes = x.conv
+  if bias is not None:
+    return None
   by = jnp.broadcast_to(jnp.ravel(y), kernel.shape[-1:])
-  if op == "Mul":
-    kernel, bias = kernel * by, None if bias is None else bias * by
-  else:
-    bias = by if bias is None else bias + by
-  return _Tensor(x.shape, conv=(source, kernel, bias, attributes))
+  folded = (kernel * by, None) if op == "Mul" else (kernel, by)
+  return _Tensor(x.shape, conv=(source, *folded, attributes))
 
 
 def _convolution(graph, x, kernel, *, aval, window_strides, padding,
