@@ -134,7 +134,7 @@ def test_it_says_how_far_it_is(tiny_run, tmp_path, monkeypatch, capsys):
     (["--workdir=nowhere"], 2, "nowhere/config.json: no such file"),
     (["--opacity=2"], 2, "--opacity=2.0"),
     (["--scales=a,b"], 2, "--scales"),
-    (["--window=tiny"], 2, "--window"),
+    (["--window=tiny"], 2, "window='tiny'"),
     (["--scales=0"], 2, "scales=(0.0,)"),
     (["--output={file}/out"], 2, "{file}/out/classes.csv: cannot be written"),
 ])

@@ -405,4 +405,4 @@ def test_templates_are_installed(tmp_path):
       [sys.executable, "setup.py", "-q", "build", "-b", tmp_path], cwd=ROOT,
       check=True, capture_output=True)
   installed = {p.name for p in tmp_path.glob("lib/psp_jax/templates/*")}
-  assert installed == {"report.html", "report.js", "style.css"}
+  assert installed == {"report.html", "report.js", "style.css", "web.html"}

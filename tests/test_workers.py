@@ -121,7 +121,7 @@ def test_an_error_comes_in_its_batchs_place_in_the_same_words(workers):
 
 def test_every_user_error_survives_the_way_between_processes():
   kinds = [errors.UserError, *errors.UserError.__subclasses__()]
-  assert len(kinds) == 6
+  assert len(kinds) == 7
   for kind in kinds:
     copy = pickle.loads(pickle.dumps(kind("what is wrong; what to do")))
     assert type(copy) is kind and str(copy) == "what is wrong; what to do"
