@@ -251,4 +251,5 @@ def _named(tree):
 
 
 def _first_line(error) -> str:
-  return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
+  line = (str(error) or type(error).__name__).strip().splitlines()[0]
+  return line[:800]  # Paths are long, and the cause comes after them.
