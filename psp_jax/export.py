@@ -113,8 +113,12 @@ def to_onnx(function, images, output_name: str, _) -> bytes:
     from psp_jax import onnx_graph
   except ImportError as error:
     raise _missing("onnx", error) from error
-  return onnx_graph.to_model(
-      function, images, "images", output_name).SerializeToString()
+  try:
+    return onnx_graph.to_model(
+        function, images, "images", output_name).SerializeToString()
+  except NotImplementedError as error:
+    raise ExportError(f"--format=onnx: does not know {error}, which this "
+                      "network has; use --format=stablehlo") from error
 
 
 def run_onnx(path):

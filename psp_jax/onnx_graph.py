@@ -160,7 +160,7 @@ def _evaluate(graph, jaxpr, constants, inputs):
                           getattr(inner, "consts", ()), xs)
     elif any(isinstance(x, _Tensor) for x in xs):
       if name not in _RULES:
-        raise NotImplementedError(f"{name} as ONNX")
+        raise NotImplementedError(f"{name}")
       results = [_RULES[name](graph, *xs, aval=eqn.outvars[0].aval,
                               **eqn.params)]
     else:
@@ -182,7 +182,7 @@ def _known(eqn, xs):
     if name == "iota":
       return [jax.lax.broadcasted_iota(
           params["dtype"], shape, params["dimension"])]
-    raise NotImplementedError(f"{name} of an unknown batch as ONNX")
+    raise NotImplementedError(f"{name} of an unknown batch")
   results = eqn.primitive.bind(*xs, **params)
   return results if eqn.primitive.multiple_results else [results]
 
@@ -221,7 +221,7 @@ def _convolution(graph, x, kernel, *, aval, window_strides, padding,
                  feature_group_count, batch_group_count, **_):
   if (tuple(dimension_numbers) != (_TO_NCHW, (3, 2, 0, 1), _TO_NCHW) or max(
       *lhs_dilation, feature_group_count, batch_group_count) > 1):
-    raise NotImplementedError(f"a convolution of {dimension_numbers} as ONNX")
+    raise NotImplementedError(f"a convolution of {dimension_numbers}")
   (top, bottom), (left, right) = padding
   return _Tensor(aval.shape, conv=(x, kernel, None, dict(
       kernel_shape=kernel.shape[:2], strides=window_strides,
@@ -268,7 +268,7 @@ def _pool(op):
            base_dilation, window_dilation, **_):
     if (window_dimensions[::3] != (1, 1) or max(
         *base_dilation, *window_dilation) > 1):
-      raise NotImplementedError(f"a window {window_dimensions} as ONNX")
+      raise NotImplementedError(f"a window {window_dimensions}")
     _, (top, bottom), (left, right), _ = padding
     more = {} if op == "MaxPool" else {"count_include_pad": 1}
     name = graph.node(

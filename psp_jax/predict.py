@@ -26,7 +26,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
-from PIL import Image  # noqa: E402
 
 from psp_jax import compilation_cache, errors, progress, visualize  # noqa: E402
 from psp_jax.data.decode import encode_mask  # noqa: E402
@@ -111,13 +110,8 @@ class Writer:
 
   def labels(self, name: str, labels: np.ndarray) -> None:
     self._write(f"labels/{name}.png", encode_mask(labels))
-    indexed = Image.fromarray(labels)
-    palette = np.zeros((256, 3), np.uint8)
-    palette[:self._taxonomy.num_classes] = self._taxonomy.palette
-    indexed.putpalette(palette.tobytes())
-    data = io.BytesIO()
-    indexed.save(data, "PNG")
-    self._write(f"colors/{name}.png", data.getvalue())
+    self._write(f"colors/{name}.png", visualize.indexed_png(
+        labels, self._taxonomy.palette))
 
   def path(self, name: str) -> pathlib.Path:
     """Of a file below the folder, whose own folder is there."""

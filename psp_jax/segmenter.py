@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from psp_jax import inference, runs, sliding_window, stitching, visualize
-from psp_jax.data import decode
+from psp_jax.data import decode, pairs
 from psp_jax.errors import ConfigError, DataError, check_folder
 from psp_jax.models import create_model
 
@@ -209,10 +209,7 @@ def read_image(image: Any) -> np.ndarray:
     DataError: it is not one, or cannot be read.
   """
   if isinstance(image, str | pathlib.Path):
-    try:
-      data = pathlib.Path(image).read_bytes()
-    except OSError as error:
-      raise DataError(f"{image}: cannot be read ({error.strerror})") from error
+    data = pairs.read_bytes(pathlib.Path(image))
     return decode.decode_image(data, str(image), upright=True)
   if isinstance(image, Image.Image):
     return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

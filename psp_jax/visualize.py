@@ -1,5 +1,7 @@
 """Label maps as colours, and the contact sheet."""
 
+import io
+
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -160,6 +162,17 @@ def _sheet(pictures, titles, taxonomy) -> np.ndarray:
   for i, title in enumerate(titles):
     _write(header, title, i * (width + _GAP) + 2)
   return np.vstack([header, *lines, _legend(taxonomy, total)])
+
+
+def indexed_png(label: np.ndarray, palette: np.ndarray) -> bytes:
+  """(H, W) uint8 ids as a PNG whose indices they are, in the colours given."""
+  image = Image.fromarray(label)
+  colours = np.zeros((256, 3), np.uint8)  # Fewer, and Pillow packs pixels.
+  colours[:len(palette)] = palette
+  image.putpalette(colours.tobytes())
+  data = io.BytesIO()
+  image.save(data, "PNG")
+  return data.getvalue()
 
 
 def write_png(path, rgb: np.ndarray) -> None:

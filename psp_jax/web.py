@@ -188,7 +188,8 @@ class _Service:
              "colour": _colour(self._seg, i), "share": round(share, 6)}
             for i, share in visualize.shares(
                 labels, len(self._seg.class_names))],
-        "mask": _base64(_indexed_png(labels, self._seg.palette))}
+        "mask": _base64(visualize.indexed_png(
+            labels, self._seg.palette))}
     if with_picture:
       result["picture"] = _base64(cv2.imencode(
           ".jpg", np.ascontiguousarray(pixels[..., ::-1]))[1].tobytes())
@@ -262,16 +263,6 @@ def _safe_name(name: str | None) -> str:
   """Without folders and what does not print."""
   last = (name or "").replace("\\", "/").rpartition("/")[2]
   return "".join(c for c in last if c.isprintable())[-80:] or "photograph"
-
-
-def _indexed_png(labels: np.ndarray, palette: np.ndarray) -> bytes:
-  image = Image.fromarray(labels)
-  colours = np.zeros((256, 3), np.uint8)  # Fewer, and Pillow packs pixels.
-  colours[:len(palette)] = palette
-  image.putpalette(colours.tobytes())
-  data = io.BytesIO()
-  image.save(data, "PNG")
-  return data.getvalue()
 
 
 def _colour(seg, index: int) -> str:

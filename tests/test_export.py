@@ -258,3 +258,10 @@ def test_what_runs_elsewhere_alone_is_said_not_to_be_checked(
                       "--platforms=tpu"]) == 0
   assert "written for tpu, this is a cpu" in capsys.readouterr().out
   assert pathlib.Path(tmp_path / "net").stat().st_size > 10_000
+
+
+def test_what_onnx_cannot_hold_is_told(monkeypatch):
+  monkeypatch.delitem(onnx_graph._RULES, "exp")
+  with pytest.raises(ExportError, match="know exp, .*stablehlo"):
+    export.to_onnx(jnp.exp, jax.ShapeDtypeStruct((1, 2, 2, 3), jnp.float32),
+                   "labels", ())
