@@ -1,11 +1,13 @@
-"""python -m benchmarks.kill_test [--kills=20] [--seed=0]
+"""python -m benchmarks.kill_test [--kills=20] [--seed=0] [--wait]
 
 A small run is killed (SIGKILL) at random moments, among them inside a save and
 inside a validation, and started again each time, until it ends. Its last
 checkpoint, its validations and its scores must be, bit for bit, those of a run
 that nothing disturbed. A start goes back to the last save, which is written
 while training goes on: what is lost is a save's interval at most, and what was
-done while the next save was being written.
+done while the next save was being written. With --wait (of the run,
+--config.checkpoint.asynchronous=False) training waits for that, and no more
+than an interval is lost.
 """
 
 import collections
@@ -110,15 +112,17 @@ def end_of(workdir) -> dict:
           "training": (workdir / "training.jsonl").read_text()}
 
 
-def run(count: int, steps: int, seed: int, root: pathlib.Path) -> dict:
+def run(count: int, steps: int, seed: int, root: pathlib.Path,
+        wait: bool = False) -> dict:
   """What happened, and whether the two ends are equal."""
   straight, killed = root / "straight", root / "killed"
   process = start(command(straight, root / "tfds", steps))
   out, _ = process.communicate()
   if process.returncode:
     raise SystemExit(out)
-  told = kills(killed, command(killed, root / "tfds", steps), count,
-               random.Random(seed))
+  line = command(killed, root / "tfds", steps)
+  line += ["--config.checkpoint.asynchronous=False"] * wait
+  told = kills(killed, line, count, random.Random(seed))
   one, other = end_of(straight), end_of(killed)
   return {"kills": told, "arrays": len(one["state"]), "equal": {
       name: one[name] == other[name] for name in one}}
@@ -132,9 +136,12 @@ def main() -> None:
                       help="of the run")
   parser.add_argument("--seed", type=int, default=0, metavar="N",
                       help="of the moments")
+  parser.add_argument("--wait", action="store_true",
+                      help="training waits until a save is written")
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as root:
-    result = run(args.kills, args.steps, args.seed, pathlib.Path(root))
+    result = run(args.kills, args.steps, args.seed, pathlib.Path(root),
+                 args.wait)
   told = result["kills"]
   moments = collections.Counter(each["moment"] for each in told)
   print(f"\n{len(told)} kills ({dict(moments)}), "

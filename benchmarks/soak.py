@@ -1,12 +1,13 @@
 """python -m benchmarks.soak [--steps=2000]
 
-A long small run, looked at from outside: resident memory, open files and
-threads at a quarter of its steps and at its end, with saves and validations on
-the way.
+A long small run with saves and validations, looked at from outside: resident
+memory, open files and threads in the second and in the last quarter of its
+steps. A look may meet what is soon given back, so that medians are compared.
 """
 
 import os
 import pathlib
+import statistics
 import subprocess
 import tempfile
 
@@ -32,9 +33,13 @@ def run(steps: int, root: pathlib.Path) -> list[tuple[int, dict]]:
                         env=dict(os.environ, JAX_PLATFORMS="cpu")) as process:
     for text in process.stdout:
       step = kill_test.step_of(text)
-      # Between saves, whose threads come and go.
-      if step and step % 100 == 90:
-        seen.append((step, look(process.pid)))
+      # Right after a save, which gives memory back that malloc has kept, and
+      # right before the next, whose threads and files come and go.
+      if step and step % 100 == 10 and step > 100:
+        after = look(process.pid)
+      if step and step % 100 == 90 and step > 100:
+        seen.append((step, look(process.pid) | {
+            "resident MiB": after["resident MiB"]}))
   if process.returncode:
     raise SystemExit("the run failed")
   return seen
@@ -52,8 +57,11 @@ def main() -> None:
   for step, values in seen:
     print(f"| {step} | " + " | ".join(f"{values[n]:.0f}" for n in names)
           + " |")
-  warm, end = seen[len(seen) // 4][1], seen[-1][1]
-  print("\nfrom a quarter of the steps to the end: " + ", ".join(
+  quarter = len(seen) // 4
+  warm, end = ({n: statistics.median(values[n] for _, values in part)
+                for n in names}
+               for part in (seen[quarter:2 * quarter], seen[-quarter:]))
+  print("\nfrom the second quarter to the last, medians: " + ", ".join(
       f"{n} {end[n] - warm[n]:+.0f} ({end[n] / warm[n] - 1:+.1%})"
       for n in names))
 

@@ -43,6 +43,9 @@ _TOP = flags.DEFINE_integer("top", 15, "<N>: Instructions to list", 0)
 _SEARCH = flags.DEFINE_bool(
     "search", False, "Find the largest batch that fits: some more compilations"
     )
+_IMAGE = flags.DEFINE_string(
+    "image_size", None, "<HxW>: With --mode=eval, of images taken whole, such "
+    "as 1024x2048")
 flags.declare_key_flag("config")
 flags.declare_key_flag("mode")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -131,22 +134,23 @@ def settle(config):
   return config
 
 
-def lower(config, devices, mode: str):
+def lower(config, devices, mode: str, image_size=None):
   """The program of `mode` before it is compiled, and its images a chip.
 
   Args:
     config: a settled one.
     devices: of the topology.
     mode: "train" or "eval".
+    image_size: (height, width) of images that "eval" takes whole.
 
   Raises:
     ConfigError: what training, too, would refuse.
   """
   import jax
   import numpy as np
-  from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
   from psp_jax import inference, losses, sharding, sliding_window, train_step
+  from psp_jax.data.augment import crop_shape
   from psp_jax.models import create_model
 
   model = create_model(config)
@@ -158,10 +162,10 @@ def lower(config, devices, mode: str):
   state = jax.eval_shape(lambda: train_step.create_train_state(model, config))
   if mode == "train":
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.space, devices)
-    sharding.check_batch(config.global_batch_size, mesh)
-    sharding.check_crop(config.data.crop_size, mesh)
+    sharding.settle_batch(config, mesh)
     losses.check_normalizer(config)
-    shape = (config.global_batch_size, *(config.data.crop_size,) * 2)
+    height, width = crop_shape(config)
+    shape = (config.global_batch_size, sharding.padded(height, mesh), width)
     batch = {"image": jax.ShapeDtypeStruct((*shape, 3), np.uint8),
              "label": jax.ShapeDtypeStruct(shape, np.uint8)}
     return train_step.compiled_step(model, config, mesh).lower(
@@ -169,20 +173,24 @@ def lower(config, devices, mode: str):
         on(batch, sharding.batch_sharding(mesh)))
 
   protocol = sliding_window.Protocol.from_config(config)
-  if protocol.window is None:
+  if protocol.window is None and not image_size:
     raise ConfigError(
         "config.eval.window='whole': each image is a program of its own size; "
-        "set --config.eval.window=sliding and --config.eval.window_size=N")
+        "name one, --image_size=HxW, or set --config.eval.window=sliding and "
+        "--config.eval.window_size=N")
+  side = protocol.window or 0
+  height, width = image_size or (side, side)
   # A process scores its own images on its own chips.
   local = [d for d in devices if d.process_index == devices[0].process_index]
-  mesh = Mesh(np.array(local), ("data",))
+  mesh = inference.local_mesh(config, local, len(devices))
   windows = jax.ShapeDtypeStruct(
-      (config.eval.window_batch * len(local), *(protocol.window,) * 2, 3),
-      np.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+      (config.eval.window_batch * mesh.shape["data"],
+       sharding.padded(height, mesh), width, 3),
+      np.float32, sharding=sharding.batch_sharding(mesh))
   variables = on({"params": state.params, "batch_stats": state.batch_stats},
-                 NamedSharding(mesh, PartitionSpec()))
+                 sharding.replicated(mesh))
   return inference.compiled_forward(model, protocol, mesh).lower(
-      variables, windows)
+      variables, windows, height)
 
 
 def compile_lowered(lowered):
@@ -263,13 +271,15 @@ def run(argv) -> None:
     raise UserError("name the chips: --topology=v5e:2x4")
   mode = flags.FLAGS.mode
   topology = tpu_chips.parse_topology(_TOPOLOGY.value)
+  image_size = tpu_chips.parse_image_size(_IMAGE.value)
   devices = topology_devices(topology)
   config = settle(flags.FLAGS.config)
 
   progress.say("tracing and compiling; a full-size network takes minutes")
-  report = {"mode": mode, **tpu_report.describe(config, topology, mode),
-            **measure(lower(config, devices, mode), topology.chip,
-                      _TOP.value)}
+  lowered = lower(config, devices, mode, image_size)
+  report = {"mode": mode,
+            **tpu_report.describe(config, topology, mode, image_size),
+            **measure(lowered, topology.chip, _TOP.value)}
   hlo = report.pop("hlo", None)
   if _HLO.value and hlo:
     _write(_HLO.value, hlo)
@@ -277,7 +287,8 @@ def run(argv) -> None:
     report["search"] = [
         {"remat": remat, **attempt}
         for remat, changed in _remats(config, mode)
-        for attempt in _search(changed, devices, mode, topology.chip,
+        for attempt in _search(changed, devices, mode, image_size,
+                               topology.chip,
                                report if changed is config else None)]
   tpu_report.add_estimates(report, topology)
   if _JSON.value != "-":
@@ -298,21 +309,23 @@ def _remats(config, mode):
   yield other.model.remat, other
 
 
-def _search(config, devices, mode, chip, first):
+def _search(config, devices, mode, image_size, chip, first):
   field = config if mode == "train" else config.eval
   name = "global_batch_size" if mode == "train" else "window_batch"
   # How many images one more a chip makes.
   step = (len(devices) // max(1, config.mesh.space) if mode == "train" else 1)
   if config.mesh.space == -1:
     step = config.mesh.data
+  if mode == "train":
+    step *= config.accumulation_steps
 
   def compile_at(per_chip):
     changed = config.copy_and_resolve_references()
     target = changed if field is config else changed.eval
-    target[name] = per_chip * step
+    target[name], changed.batch_per_device = per_chip * step, 0
     if config.loss.normalizer == "per_replica":
       changed.loss.num_replicas = 1  # The memory is the same.
-    return measure(lower(changed, devices, mode), chip, 0)
+    return measure(lower(changed, devices, mode, image_size), chip, 0)
 
   start = max(1, field[name] // step)
   return tpu_search.search(first or compile_at(start), start, compile_at)

@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from psp_jax import metrics, progress
+from psp_jax import metrics, progress, sharding
+from psp_jax.data import augment
 from psp_jax.progress import duration
 
 
@@ -60,9 +61,10 @@ def describe_run(config, model, num_parameters: int, mesh, data: str,
       f"devices    {len(devices)} x {devices[0].device_kind} in "
       f"{jax.process_count()} process(es), mesh "
       + " x ".join(f"{k} {v}" for k, v in mesh.shape.items()),
+      f"batch      {sharding.describe_batch(config, mesh)}",
       f"precision  {model.dtype.__name__} activations, float32 parameters",
       f"steps      {config.num_train_steps:,} of {config.global_batch_size} "
-      f"crops of {config.data.crop_size}x{config.data.crop_size}",
+      f"crops of {'x'.join(map(str, augment.crop_shape(config)))}",
       f"workdir    {workdir}",
       *([f"published  {config.published}"] if config.published else []))
 

@@ -13,6 +13,8 @@ def get_config() -> ml_collections.ConfigDict:
   c.seed = 0
   c.num_train_steps = 150_000
   c.global_batch_size = 16
+  c.batch_per_device = 0  # Not 0: sets global_batch_size, by the devices.
+  c.accumulation_steps = 1  # Parts of a batch, one after another: less memory.
   c.published = ""  # The score to compare with, in words.
 
   c.model = ml_collections.ConfigDict()
@@ -66,6 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.data.allow_partial = False  # True: a part of the dataset will do.
   c.data.reduce_zero_label = False  # Of "folder": stored 0 is unlabelled.
   c.data.crop_size = 473
+  c.data.crop_width = config_dict.placeholder(int)  # None: crops are square.
   c.data.workers = "threads"  # Or "processes": no interpreter in common.
   c.data.num_threads = 16  # Threads or processes, as `workers` says.
   c.data.cache_gib = 0.0  # Of memory a host, for decoded training records.
@@ -110,6 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   c.checkpoint = ml_collections.ConfigDict()
   c.checkpoint.every_steps = 1_000  # Validated steps are saved as well.
+  c.checkpoint.asynchronous = True  # False: training waits for the disk.
   c.checkpoint.keep = 3  # The last ones; the best by mIoU stays too,
   c.checkpoint.keep_every_steps = 0  # and those of multiples of this.
 

@@ -3,22 +3,43 @@ predicting share.
 """
 
 import functools
+import math
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from psp_jax import sliding_window, stitching
+from psp_jax import sharding, sliding_window, stitching
 from psp_jax.models import prepack
 
 
+def local_mesh(config, devices, total: int) -> Mesh:
+  """Of a process's own of all devices: rows are split as far as they reach."""
+  space = config.mesh.space
+  if space < 1:
+    space = total // max(1, config.mesh.data)
+  return sharding.create_mesh(
+      -1, math.gcd(max(1, space), len(devices)), devices)
+
+
 def compiled_forward(model, protocol: sliding_window.Protocol, mesh: Mesh):
-  """`stitching.make_forward` under jit: windows lie over "data"."""
-  sharded = NamedSharding(mesh, PartitionSpec("data"))
+  """`stitching.make_forward` under jit, windows sharded as batches are.
+
+  (variables, windows, height) -> answers; rows beyond `height` are filler.
+  """
+  forward = stitching.make_forward(model, protocol.flip, protocol.average)
+
+  def run(variables, windows, height):
+    return _pad(forward(variables, windows[:, :height]), windows.shape[1])
+
+  sharded = sharding.batch_sharding(mesh)
   return jax.jit(
-      stitching.make_forward(model, protocol.flip, protocol.average),
-      in_shardings=(NamedSharding(mesh, PartitionSpec()), sharded),
-      out_shardings=sharded)
+      run, static_argnums=2, out_shardings=sharded,
+      in_shardings=(sharding.replicated(mesh), sharded))
+
+
+def _pad(array, rows: int):
+  return jnp.pad(array, [(0, 0), (0, rows - array.shape[1]), (0, 0), (0, 0)])
 
 
 class Inference:
@@ -31,10 +52,10 @@ class Inference:
 
   def __init__(self, model, config, protocol: sliding_window.Protocol):
     self.num_classes = model.num_classes
-    mesh = Mesh(np.array(jax.local_devices()), ("data",))
-    self.window_batch = config.eval.window_batch * mesh.size
-    self._replicated = NamedSharding(mesh, PartitionSpec())
-    sharded = NamedSharding(mesh, PartitionSpec("data"))
+    mesh = local_mesh(config, jax.local_devices(), jax.device_count())
+    self.window_batch = config.eval.window_batch * mesh.shape["data"]
+    self._replicated = sharding.replicated(mesh)
+    sharded = sharding.batch_sharding(mesh)
     forward = compiled_forward(model, protocol, mesh)
     self._prepack = lambda variables: {}
     if mesh.devices.flat[0].platform == "cpu":
@@ -45,8 +66,14 @@ class Inference:
     # Cutting and stitching run on the first device: a copy of every canvas
     # on every device would take as many times the memory.
     first = jax.local_devices()[0]
-    self._forward = lambda variables, windows: jax.device_put(
-        forward(variables, jax.device_put(windows, sharded)), first)
+
+    def spread(variables, windows):
+      height = windows.shape[1]
+      windows = _pad(windows, sharding.padded(height, mesh))
+      answers = forward(variables, jax.device_put(windows, sharded), height)
+      return jax.device_put(answers, first)[:, :height]
+
+    self._forward = spread
 
   def variables(self, state):
     """What `stitched` wants, of a state with params and batch_stats."""

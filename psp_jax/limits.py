@@ -11,6 +11,9 @@ from psp_jax.errors import ConfigError
 _LOWEST_AND_HIGHEST = {  # Both included.
     "seed": (0, 2**32 - 1),  # As Grain takes it.
     "num_train_steps": (0, math.inf),
+    "batch_per_device": (0, math.inf),
+    "accumulation_steps": (1, math.inf),
+    "data.crop_width": (1, math.inf),
     "model.dropout": (0, 1),
     "model.aux_loss_weight": (0, math.inf),
     "model.head_channels": (1, math.inf),

@@ -8,6 +8,7 @@ maps of layer1), are never in memory.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,8 @@ def check_normalizer(config) -> None:
 def cross_entropy(
     logits: jax.Array, labels: jax.Array, ignore_label: int,
     normalizer: str = "global", num_replicas: int = 1,
-    align_corners: bool = True, rows_at_once: int = ROWS_AT_ONCE):
+    align_corners: bool = True, rows_at_once: int = ROWS_AT_ONCE,
+    weights: "Weights | None" = None):
   """Cross-entropy over the pixels that are not `ignore_label`, averaged.
 
   What a sum over valid pixels is divided by differs between codebases:
@@ -61,26 +63,43 @@ def cross_entropy(
     align_corners: of the upsampling.
     rows_at_once: of the labels, at most; 0 for all, which a mesh that splits
       rows wants.
+    weights: of these images in a larger batch, whose parts add up; then
+      `normalizer` and `num_replicas` mean nothing.
 
   Returns:
     The loss and the share of valid pixels whose largest logit is the label's.
   """
-  valid = labels != ignore_label
-  count = valid.sum((1, 2))
-  weights = _image_weights(count, labels.shape, normalizer, num_replicas)
+  if weights is None:
+    weights = image_weights(labels, ignore_label, normalizer, num_replicas)
   with jax.named_scope("loss"):
     loss, correct = _weighted_sum(
-        logits, labels, weights, ignore_label, align_corners, rows_at_once)
-  return loss, correct / jnp.maximum(count.sum(), 1)
+        logits, labels, weights.loss, ignore_label, align_corners,
+        rows_at_once)
+  return loss, correct / weights.num_valid
 
 
-def _image_weights(count, shape, normalizer, num_replicas):
-  """(N,) what a valid pixel of each image counts in the mean."""
+class Weights(NamedTuple):
+  """What the pixels of a batch count in its means.
+
+  Attributes:
+    loss: (N,) of a valid pixel of each image.
+    num_valid: pixels of the batch, at least 1.
+  """
+  loss: jax.Array
+  num_valid: jax.Array
+
+
+def image_weights(labels: jax.Array, ignore_label: int,
+                  normalizer: str = "global", num_replicas: int = 1) -> Weights:
+  """Of a batch of labels; arguments as those of `cross_entropy`."""
+  count = (labels != ignore_label).sum((1, 2))
+  num_valid = jnp.maximum(count.sum(), 1)
   if normalizer == "all_pixels":
-    return jnp.full(shape[:1], 1 / np.prod(shape))
+    return Weights(jnp.full(labels.shape[:1], 1 / labels.size), num_valid)
   groups = num_replicas if normalizer == "per_replica" else 1
   total = jnp.maximum(count.reshape(groups, -1).sum(1), 1)
-  return jnp.repeat(1 / (groups * total), shape[0] // groups)
+  return Weights(
+      jnp.repeat(1 / (groups * total), labels.shape[0] // groups), num_valid)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -143,7 +162,7 @@ def _by_rows(logits, labels, weights, ignore_label, align_corners,
     own = jnp.where(truth, z, 0).sum(-1)
     weight = jnp.where(valid, weights[:, None, None], 0).astype(wide)
     loss += ((jnp.log(total) + largest - own) * weight).sum()
-    correct += (valid & (own >= largest)).sum()
+    correct += (valid & (own >= largest)).sum(dtype=jnp.int32)
     if with_gradient:
       dz = exponentials * (weight / total)[..., None] - jnp.where(
           truth, weight[..., None], 0)

@@ -42,8 +42,12 @@ def initialize(stop, peer_timeout_seconds: int) -> None:
   elif not _on_a_cluster():
     return
   import jax  # Late: a mistake in a flag is told without it.
+  from jax.experimental import multihost_utils
   stop.share()
   jax.distributed.initialize(**options)
+  # While all have just met: CPUs wait half a minute for a first message, which
+  # else is that of the first step, and compiling takes some longer than others.
+  multihost_utils.sync_global_devices("start")
 
 
 def are_several() -> bool:

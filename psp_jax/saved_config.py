@@ -46,10 +46,11 @@ def _tuples(value):
 # What changes no bit, or no more than another number of devices, of the
 # weights that the steps to come lead to. Names of groups end in a point.
 FREE = (
-    "published", "model.pretrained", "model.layout", "model.remat",
-    "data.manual_dir", "data.data_dir", "data.workers", "data.num_threads",
-    "data.cache_gib", "mesh.", "eval.", "validation.", "checkpoint.",
-    "log_every_steps", "profile", "max_skipped_steps", "stall_seconds",
+    "published", "batch_per_device", "model.pretrained", "model.layout",
+    "model.remat", "data.manual_dir", "data.data_dir", "data.workers",
+    "data.num_threads", "data.cache_gib", "mesh.", "eval.", "validation.",
+    "checkpoint.", "log_every_steps", "profile", "max_skipped_steps",
+    "stall_seconds",
     "peer_timeout_seconds")
 
 

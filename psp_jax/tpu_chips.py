@@ -138,3 +138,14 @@ def parse_topology(name: str) -> Topology:
         "most 8 chips")
   return Topology(f"{generation}:{'x'.join(map(str, sides))}", chip,
                   tuple(sides))
+
+
+def parse_image_size(text: str | None) -> tuple[int, int] | None:
+  """(height, width) of "1024x2048"."""
+  if text is None:
+    return None
+  found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+  if not found:
+    raise ConfigError(f"--image_size={text}: write HEIGHTxWIDTH, such as "
+                      "1024x2048")
+  return int(found[1]), int(found[2])

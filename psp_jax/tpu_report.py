@@ -8,19 +8,22 @@ from psp_jax.progress import duration
 _GIB = 2**30
 
 
-def describe(config, topology, mode: str) -> dict:
+def describe(config, topology, mode: str, image_size=None) -> dict:
   """What is compiled: the report's first fields."""
   c = config
   chips = topology.num_chips
   if mode == "train":
-    crop, batch = c.data.crop_size, c.global_batch_size
+    size = c.data.crop_size, c.data.crop_width or c.data.crop_size
+    batch = c.global_batch_size
     per_chip = batch * max(1, c.mesh.space) / chips
   else:
-    crop, per_chip = c.eval.window_size or c.data.crop_size, (
-        c.eval.window_batch)
-    batch = per_chip * chips
+    size = image_size or (c.eval.window_size or c.data.crop_size,) * 2
+    per_chip = c.eval.window_batch
+    batch = per_chip * chips // max(1, c.mesh.space)
   return {
-      "depth": c.model.depth, "crop": crop, "batch": batch,
+      "depth": c.model.depth, "crop": size[0], "width": size[1],
+      "space": c.mesh.space, "accumulation_steps": c.accumulation_steps,
+      "batch": batch,
       "per_chip": per_chip, "dtype": c.model.dtype,
       "classes": c.model.num_classes,
       "remat": c.model.remat,
@@ -64,7 +67,7 @@ def text(report: dict) -> str:
   many = {"train": "crops", "eval": "windows"}[r["mode"]]
   lines = [
       f"compiled   PSPNet, ResNet-{r['depth']}, {what[r['mode']]} of "
-      f"{r['crop']}x{r['crop']}, {r['classes']} classes, {r['dtype']}",
+      f"{r['crop']}x{r['width']}, {r['classes']} classes, {r['dtype']}",
       f"for        {r['topology']}: {r['chips']} chip(s), {r['batch']} {many}, "
       f"{r['per_chip']:g} a chip",
       f"by         jax {r['jax']}, libtpu {r['libtpu']}, in "
@@ -110,6 +113,11 @@ def _remedies(r) -> list[str]:
     said.append(f"{field}={round(per_chip * per_step)} ({per_chip} a chip)")
   if r["mode"] == "train" and not r["remat"]:
     said.append("--config.model.remat=True (activations computed again)")
+  if r["mode"] == "train" and per_chip and r["accumulation_steps"] == 1:
+    said.append(f"--config.accumulation_steps={math.ceil(1 / share)} (parts of "
+                "a batch in turn)")
+  if r["space"] == 1 and r["chips"] > 1:
+    said.append("--config.mesh.space=2 (chips share the rows of an image)")
   crop = max(8 * math.floor((r["crop"] * share**0.5 - 1) / 8) + 1, 65)
   where = "data.crop_size" if r["mode"] == "train" else "eval.window_size"
   if crop < r["crop"]:
@@ -180,7 +188,9 @@ def _collectives(r) -> list[str]:
             f"{_size(each['bytes'])}  {each['op_name']}"
             for each in c["largest"][:1]]
   if c["activations"]:
-    lines.append("  WARNING: activations pass between chips")
+    lines.append("  WARNING: activations pass between chips"
+                 if r["space"] == 1 else
+                 "  borders of rows, and logits, pass between chips")
   lines += [f"  {_size(each['bytes']):>9}  {each['name']}  {each['op_name']}"
             for each in c["activations"][:5]]
   return lines

@@ -15,6 +15,7 @@ from psp_jax import (
   history,
   limits,
   losses,
+  memory,
   non_finite,
   pretrained,
   profiling,
@@ -70,13 +71,13 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
   dog.hears("starting")
   limits.check(config)
   mesh = sharding.create_mesh(config.mesh.data, config.mesh.space)
-  sharding.check_batch(config.global_batch_size, mesh)
-  sharding.check_crop(config.data.crop_size, mesh)
+  sharding.settle_batch(config, mesh)
   losses.check_normalizer(config)
   pretrained.check(config)
   augment.check(config)
   input_pipeline.check(config)
-  input_pipeline.check_shared_memory(config)
+  part, parts = sharding.data_share(mesh)
+  input_pipeline.check_shared_memory(config, parts)
   check_choice("non_finite", config.non_finite, ("stop", "skip"))
   profiled = profiling.parse(config.profile, config.num_train_steps)
   settle_classes(config, datasets.taxonomy(config))
@@ -134,7 +135,8 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
   # ---- The steps, then the score.
   writer = events.EventWriter(workdir)
   guard = non_finite.Guard(config, workdir, train_split, state.params)
-  reader = input_pipeline.train_batches(train_split, config, first_step)
+  reader = input_pipeline.train_batches(
+      train_split, config, first_step, part, parts)
   batches = sharding.prefetch_to_mesh(reader, mesh)
   progress = console.Progress(config.num_train_steps, config.global_batch_size)
   profile = profiling.Profile(profiled, workdir)
@@ -226,8 +228,10 @@ def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
       dog.hears(f"saving step {step}")
       with progress.paused():
         checkpoints.save(state)
+        memory.give_back()
+        if leaving or not config.checkpoint.asynchronous:
+          checkpoints.wait()
     if leaving:
-      checkpoints.wait()
       raise Stopped(f"saved step {step:,}")
 
     if validating:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from psp_jax import losses, optimizers, sharding
+from psp_jax.data.augment import crop_shape
 from psp_jax.data.normalize import normalize
 from psp_jax.data.taxonomy import IGNORE_LABEL
 
@@ -44,7 +45,13 @@ def initialize(model, config):
 def train_step(state: TrainState, batch, *, model, config):
   """One SGD step on {"image": uint8 (N,H,W,3), "label": uint8 (N,H,W)}.
 
+  Rows beyond the crop's height are filler, see `sharding.shard_batch`.
   Dropout's key derives from (seed, step), so a resumed run draws the same.
+
+  With `config.accumulation_steps` p the batch is taken in p parts, one after
+  the other, of which the i-th has images i, i + p, i + 2p and so on: loss and
+  gradient are the whole batch's, but for BatchNorm, which sees each part by
+  itself.
 
   With `config.non_finite` "skip" a step whose loss or gradient is not finite
   changes nothing but the step's number.
@@ -55,42 +62,74 @@ def train_step(state: TrainState, batch, *, model, config):
     of each array of parameters in tree order whether its gradient is finite.
   """
   key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-  images, labels = normalize(batch["image"]), batch["label"]
+  height, _ = crop_shape(config)
+  batch = {name: array[:, :height] for name, array in batch.items()}
+  weights = losses.image_weights(
+      batch["label"], IGNORE_LABEL, config.loss.normalizer,
+      config.loss.num_replicas)
 
-  def loss_fn(params):
+  def loss_fn(params, batch_stats, batch, image_weights, key):
     (logits, aux_logits), updates = model.apply(
-        {"params": params, "batch_stats": state.batch_stats}, images,
-        train=True, mutable=["batch_stats"], rngs={"dropout": key})
+        {"params": params, "batch_stats": batch_stats},
+        normalize(batch["image"]), train=True, mutable=["batch_stats"],
+        rngs={"dropout": key})
     loss, parts = losses.segmentation_loss(
-        logits, aux_logits, labels, config.model.aux_loss_weight,
-        IGNORE_LABEL, normalizer=config.loss.normalizer,
-        num_replicas=config.loss.num_replicas,
-        align_corners=config.model.align_corners,
+        logits, aux_logits, batch["label"], config.model.aux_loss_weight,
+        IGNORE_LABEL, align_corners=config.model.align_corners,
         # Rows that lie on several devices are not taken in turn.
-        rows_at_once=0 if config.mesh.space != 1 else losses.ROWS_AT_ONCE)
-    return loss, (updates["batch_stats"], parts)
+        rows_at_once=0 if config.mesh.space != 1 else losses.ROWS_AT_ONCE,
+        weights=weights._replace(loss=image_weights))
+    return loss, (updates["batch_stats"], dict(parts, loss=loss))
 
-  (loss, (batch_stats, parts)), grads = jax.value_and_grad(
-      loss_fn, has_aux=True)(state.params)
+  gradient = jax.grad(loss_fn, has_aux=True)
+  if config.accumulation_steps == 1:
+    grads, (batch_stats, values) = gradient(
+        state.params, state.batch_stats, batch, weights.loss, key)
+  else:
+    grads, batch_stats, values = _accumulate(
+        gradient, state, (batch, weights.loss), key, config.accumulation_steps)
   updates, opt_state = optimizers.create_optimizer(config).update(
       grads, state.opt_state, state.params)
 
   squares = jnp.stack([jnp.sum(g**2) for g in jax.tree.leaves(grads)])
   metrics = dict(
-      parts, loss=loss, grad_norm=jnp.sqrt(squares.sum()),
+      values, grad_norm=jnp.sqrt(squares.sum()),
       finite_grads=jnp.isfinite(squares),
       learning_rate=optimizers.poly_schedule(config)(state.step))
   next_state = TrainState(
       step=state.step + 1, params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats, opt_state=opt_state)
   if config.non_finite == "skip":
-    finite = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+    finite = jnp.isfinite(values["loss"]) & jnp.isfinite(metrics["grad_norm"])
     # Counters go on, the optimizer's of its schedule too.
     next_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old)
         if jnp.issubdtype(new.dtype, jnp.floating) else new,
         next_state, state)
   return next_state, metrics
+
+
+def _accumulate(gradient, state, arrays, key, count: int):
+  """Sums over `count` parts of `arrays`: gradients, and values that add up.
+
+  Returns:
+    (gradients, batch_stats after the last part, values)
+  """
+  def add(sums, item):
+    grads, batch_stats = sums
+    index, (batch, image_weights) = item
+    more, (batch_stats, values) = gradient(
+        state.params, batch_stats, batch, image_weights,
+        jax.random.fold_in(key, index))
+    return (jax.tree.map(jnp.add, grads, more), batch_stats), values
+
+  # Every count-th image: each device has as many of its own in every part.
+  parts = jax.tree.map(lambda x: x.reshape(
+      -1, count, *x.shape[1:]).swapaxes(0, 1), arrays)
+  zeros = jax.tree.map(jnp.zeros_like, state.params)
+  (grads, batch_stats), values = jax.lax.scan(
+      add, (zeros, state.batch_stats), (jnp.arange(count), parts))
+  return grads, batch_stats, jax.tree.map(lambda x: x.sum(0), values)
 
 
 def compiled_step(model, config, mesh):

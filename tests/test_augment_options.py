@@ -241,6 +241,39 @@ def test_any_size_is_what_pixel_by_pixel_gives(size):
         np.testing.assert_array_equal(ids[clear], expected_ids[clear])
 
 
+@pytest.mark.parametrize(("size", "crop", "square"), [
+    ((150, 170), (60, 100), 100), ((150, 170), (100, 60), 100),
+    ((60, 170), (100, 60), 100),  # Padded above and below,
+    ((170, 60), (40, 100), 100)])  # and left and right.
+def test_oblong_crops_are_parts_of_square_ones(size, crop, square):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+  label = rng.integers(0, 20, size).astype(np.uint8)
+  for i in range(8):
+    drawn = augment.Augmentation(
+        1.0, 5.0 * (i % 2), i > 3, i % 4 > 1,
+        int(rng.integers(max(size[0] - square, 0) + 1)),
+        int(rng.integers(max(size[1] - square, 0) + 1)))
+    result, ids = augment.apply(drawn, image, label, crop)
+    whole, whole_ids = augment.apply(drawn, image, label, square)
+    part = np.s_[:crop[0], :crop[1]]
+    np.testing.assert_array_equal(ids, whole_ids[part])
+    # Where the view ends, its interpolation may round otherwise.
+    assert np.abs(result.astype(int) - whole[part]).max() <= 1
+
+
+def test_oblong_crops_reach_every_place():
+  c = default_config.get_config()
+  c.data.augment.scale = (1.0, 1.0)
+  c.data.crop_size, c.data.crop_width = 10, 30
+  assert augment.crop_shape(c) == (10, 30)
+  rng = np.random.default_rng(0)
+  drawn = [augment.draw(rng, 14, 31, augment.crop_shape(c), c)
+           for _ in range(200)]
+  assert {d.top for d in drawn} == {0, 1, 2, 3, 4}
+  assert {d.left for d in drawn} == {0, 1}
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_nothing_drawn_for_any_size_fails(size):
   rng = np.random.default_rng(0)

@@ -271,8 +271,8 @@ def test_the_search_changes_the_batch_of_all_chips(
   toy_config.mesh.space = space
   tried = []
 
-  def lower(config, devices, asked):
-    assert asked == mode and len(devices) == 8
+  def lower(config, devices, asked, size):
+    assert asked == mode and len(devices) == 8 and size is None
     tried.append(config.global_batch_size if mode == "train"
                  else config.eval.window_batch)
     return tried[-1]
@@ -285,7 +285,8 @@ def test_the_search_changes_the_batch_of_all_chips(
 
   monkeypatch.setattr(compile_tpu, "lower", lower)
   monkeypatch.setattr(compile_tpu, "measure", measure)
-  attempts = compile_tpu._search(toy_config, list(range(8)), mode, None, None)
+  attempts = compile_tpu._search(toy_config, list(range(8)), mode, None, None,
+                                 None)
   assert set(tried) <= set(batches)
   step = {("train", 1): 8, ("train", 2): 4, ("eval", 1): 1}[mode, space]
   assert [a["per_chip"] * step for a in attempts] == tried
@@ -366,6 +367,32 @@ def test_the_train_step_from_the_command_line(tmp_path):
   assert list(sent) == ["all-reduce"]
   assert 2 * parameters <= sent["all-reduce"]["bytes"] <= 5 * parameters
   assert report["collectives"]["activations"] == []
+
+
+@needs_libtpu
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_chips_that_share_rows_pass_on_their_borders_alone(
+    toy_config, monkeypatch, mode):
+  """No activation is gathered, though 65 rows, and 33, 17 and 9, are odd."""
+  _keep_environment(monkeypatch)
+  topology = tpu_chips.parse_topology("v5e:2x2")
+  devices = compile_tpu.topology_devices(topology)
+  toy_config.data.crop_size, toy_config.mesh.space = 65, 2
+  toy_config.eval.window = "whole"
+  size = None if mode == "train" else (65, 129)
+  report = compile_tpu.measure(compile_tpu.lower(
+      compile_tpu.settle(toy_config), devices, mode, size), topology.chip, 3)
+  sent = report["collectives"]["by_kind"]
+  assert {"all-gather", "all-to-all", "reduce-scatter"}.isdisjoint(sent)
+  halo = sent["collective-permute"]
+  # A row of a map, or three, and never a map.
+  largest = max(
+      shape.bytes
+      for computation in hlo_text.parse(report["hlo"]).computations.values()
+      for i in computation.values()
+      if i.opcode.startswith("collective-permute") for shape in i.shapes)
+  assert halo["count"] > 10 and largest <= 8 * 3 * 129 * 16 * 2
+  assert sent["all-reduce"]["bytes"] > 0  # The pyramid's bins.
 
 
 @needs_libtpu

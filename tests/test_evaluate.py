@@ -298,13 +298,40 @@ def test_devices_share_the_windows_and_change_nothing(
     assert (guess != other).sum() <= 2
 
 
+@pytest.mark.parametrize("window", ["whole", "sliding"])
+@pytest.mark.parametrize("space", [2, 8])
+def test_devices_share_the_rows_and_change_nothing(
+    model, state, monkeypatch, window, space):
+  """Of images, and of windows, whose rows do not divide."""
+  split = FakeSplit([(33, 41), (25, 33), (70, 41)])
+  c = config(window=window, flip=True, scales=(1.0, 1.5))
+  c.mesh.space = space
+  shared, kept = evaluate.Evaluator(model, c).run(state, split, keep=3)
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+  one, kept_by_one = evaluate.Evaluator(model, c).run(state, split, keep=3)
+  assert_equal_counts(shared, one)
+  for (_, _, guess), (_, _, other) in zip(kept, kept_by_one, strict=True):
+    assert (guess != other).sum() <= 2
+
+
+@pytest.mark.parametrize(("data", "space", "local", "total", "expected"), [
+    (-1, 1, 8, 8, (8, 1)), (-1, 2, 8, 8, (4, 2)), (-1, 8, 4, 16, (1, 4)),
+    (-1, 8, 1, 1, (1, 1)), (2, -1, 4, 8, (1, 4)), (-1, 3, 4, 12, (4, 1))])
+def test_rows_are_split_over_a_processs_own_devices(
+    data, space, local, total, expected):
+  c = config()
+  c.mesh.data, c.mesh.space = data, space
+  mesh = inference.local_mesh(c, jax.devices()[:local], total)
+  assert (mesh.shape["data"], mesh.shape["space"]) == expected
+
+
 def test_mirror_images_stay_on_the_device_of_their_windows(model, state):
   mesh = sharding.create_mesh(8, 1)
   forward = inference.compiled_forward(
       model, sliding_window.Protocol.from_config(config(flip=True)), mesh)
   variables = {"params": state.params, "batch_stats": state.batch_stats}
   windows = jax.ShapeDtypeStruct((16, 33, 33, 3), jnp.float32)
-  text = forward.lower(variables, windows).compile().as_text()
+  text = forward.lower(variables, windows, 33).compile().as_text()
   for moved in ("all-gather", "all-to-all", "collective-permute"):
     assert moved not in text, moved
 

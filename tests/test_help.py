@@ -24,8 +24,11 @@ PROGRAMS = {
     "benchmarks.fuzz": ["PARSER", "--inputs N"],
     "benchmarks.newcomer": ["--quick", "--pages"],
     "benchmarks.input_pipeline": ["--photos DIR", "(default: 7)"],
-    "benchmarks.kill_test": ["--kills N", "(default: 20)"],
+    "benchmarks.kill_test": ["--kills N", "(default: 20)", "--wait"],
+    "benchmarks.plots": ["docs/performance.svg"],
+    "benchmarks.preemption": ["--rounds N", "(default: 3)"],
     "benchmarks.save": ["--rounds N"],
+    "benchmarks.scale": ["--steps N", "--only {equal,kill,weak}"],
     "benchmarks.soak": ["--steps N"],
     "benchmarks.startup": ["--rounds N", "FLAG"],
     "benchmarks.tpu_estimate": ["--topology NAME", "(default: v5e:2x4)"],
@@ -38,7 +41,8 @@ WITH_FLAGS = {
         "--allow_config_change=FIELD", "psp_jax/default_config.py",
         "--config.num_train_steps=500"],
     "psp_jax.compile_tpu": [
-        "--config=FILE", "--topology=NAME", "--[no]search", "(default: 15)"],
+        "--config=FILE", "--topology=NAME", "--[no]search", "(default: 15)",
+        "--image_size=HxW"],
 }
 
 

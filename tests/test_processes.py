@@ -18,7 +18,10 @@ def joined(monkeypatch):
   calls = []
   jax = types.SimpleNamespace(distributed=types.SimpleNamespace(
       initialize=lambda **options: calls.append(options)))
+  meeting = types.SimpleNamespace(sync_global_devices=calls.append)
   monkeypatch.setitem(sys.modules, "jax", jax)
+  monkeypatch.setitem(sys.modules, "jax.experimental",
+                      types.SimpleNamespace(multihost_utils=meeting))
   for name in (*_ALL, "SLURM_NTASKS", "SLURM_PROCID",
                "OMPI_MCA_orte_hnp_uri"):
     monkeypatch.delenv(name, raising=False)
@@ -36,7 +39,8 @@ def test_the_variables_name_the_others(joined, monkeypatch):
   processes.initialize(stopping.Stop(), 7)
   assert joined == [{
       "coordinator_address": "host:1234", "num_processes": 4, "process_id": 3,
-      "heartbeat_timeout_seconds": 7, "shutdown_timeout_seconds": 7}]
+      "heartbeat_timeout_seconds": 7, "shutdown_timeout_seconds": 7},
+      "start"]  # They meet before one of them compiles longer than others.
 
 
 @pytest.mark.parametrize("change", [

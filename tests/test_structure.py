@@ -20,7 +20,7 @@ LAYERS = [
      "data.downloads", "metrics", "optimizers", "sharding", "events",
      "visualize", "saved_config", "limits", "hlo_layers", "tpu_chips",
      "tpu_report", "tpu_search", "stopping", "workdir", "processes",
-     "profiling"},
+     "profiling", "memory"},
     {"losses", "models.resnet", "data.pairs", "data.scene_renderer",
      "data.augment", "data.cityscapes_labels", "submission", "hlo_report",
      "history", "extremes"},

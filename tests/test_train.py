@@ -70,7 +70,8 @@ def test_a_run_leaves_what_it_promises(finished, tiny_config):
 def test_the_console_tells_what_runs_and_how_it_goes(finished):
   _, console = finished
   for word in ("camvid, 12 to train on", "parameters", "8 x cpu",
-               "mesh data 8 x space 1", "float32 activations",
+               "mesh data 8 x space 1", "batch      1 on each of 8",
+               "float32 activations",
                "6 of 8 crops of 33x33", "s after the start (data",
                "step 6/6", "loss", "lr", "images/s", "left",
                "validation mIoU", "bicyclist", "mean accuracy",
@@ -329,6 +330,35 @@ def test_twenty_steps_are_ten_and_ten(tiny_config, tmp_path, monkeypatch):
   for file in ("training.jsonl", "validation.jsonl", "eval.json"):
     assert (tmp_path / "straight" / file).read_text() == (
         tmp_path / "halves" / file).read_text()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_training_goes_on_during_a_save_or_waits(
+    tiny_config, tmp_path, monkeypatch, asynchronous):
+  """Looked at when step 3 begins, right after the save of step 2."""
+  tiny_config.checkpoint.asynchronous = asynchronous
+  tiny_config.validation.every_steps = 0
+  tiny_config.num_train_steps = 3
+  writing, managers, step = [], [], train_step.compiled_step
+  save = checkpoint.Checkpoints.save
+
+  def saving(self, state):
+    managers.append(self._manager)
+    save(self, state)
+
+  def looking(*args):
+    compiled = step(*args)
+
+    def run(state, batch):
+      if int(state.step) == 2:
+        writing.append(managers[0].is_saving_in_progress())
+      return compiled(state, batch)
+    return run
+
+  monkeypatch.setattr(checkpoint.Checkpoints, "save", saving)
+  monkeypatch.setattr(train_step, "compiled_step", looking)
+  train.train(tiny_config, tmp_path)
+  assert writing == [asynchronous]
 
 
 @pytest.fixture

@@ -151,27 +151,22 @@ def test_the_first_step_is_one_step_of_sgd():
   assert (loss(up) - loss(down)) / (2 * t) == pytest.approx(norm**2, rel=0.02)
 
 
-@pytest.mark.parametrize(("data", "space"), [(8, 1), (4, 2)])
-def test_eight_devices_equal_one(data, space):
-  config, state, step = setup()
-  # Uneven shares of ignored pixels: a mean of per-device means would differ.
-  batch = make_batch()
-  batch["label"][:3, 4:] = 255
-  expected, expected_metrics = step(state, batch)
+def on_a_mesh(config, state, batch, data, space, model=None):
+  """(state, metrics) after a step on a mesh of the first devices."""
+  mesh = sharding.create_mesh(data, space, jax.devices()[:data * space])
+  config = config.copy_and_resolve_references()
+  config.mesh.space = space
+  step = train_step.compiled_step(model or create_model(config), config, mesh)
+  return step(jax.device_put(state, sharding.replicated(mesh)),
+              sharding.shard_batch(batch, mesh))
 
-  mesh = sharding.create_mesh(data, space)
-  replicated = sharding.replicated(mesh)
-  parallel = jax.jit(
-      functools.partial(train_step.train_step, model=create_model(config),
-                        config=config),
-      in_shardings=(replicated, sharding.batch_sharding(mesh)),
-      out_shardings=replicated)
-  after, metrics = parallel(
-      jax.device_put(state, replicated), sharding.shard_batch(batch, mesh))
 
+def assert_equal_steps(state, expected, actual, accuracy=1e-4):
+  """Metrics, weights, statistics and gradients; each is (state, metrics)."""
+  (expected, expected_metrics), (after, metrics) = expected, actual
   for name in expected_metrics.keys() - {"finite_grads"}:
     assert float(metrics[name]) == pytest.approx(
-        float(expected_metrics[name]), rel=1e-4), name
+        float(expected_metrics[name]), rel=accuracy), name
   for field in ("params", "batch_stats"):
     before = getattr(state, field)
     moved = changes(before, getattr(expected, field))
@@ -179,6 +174,115 @@ def test_eight_devices_equal_one(data, space):
     assert_close(moved, changes(before, getattr(after, field)), before)
   # The momentum is the gradient here, without the rounding of the weights.
   assert_close(expected.opt_state, after.opt_state)
+
+
+@pytest.mark.parametrize(("data", "space"), [(4, 1), (2, 2), (1, 4)])
+def test_several_devices_equal_one(data, space):
+  config, state, step = setup()
+  # Uneven shares of ignored pixels: a mean of per-device means would differ.
+  batch = make_batch()
+  batch["label"][:3, 4:] = 255
+  expected = step(state, batch)
+  state = jax.device_get(state)  # The step on a mesh uses its own up.
+  assert_equal_steps(state, expected,
+                     on_a_mesh(config, state, batch, data, space))
+
+
+def random_batch(count, height, width):
+  rng = np.random.default_rng(0)
+  label = rng.integers(0, CLASSES, (count, height // 8 + 1, width // 8 + 1))
+  label = label.repeat(8, 1).repeat(8, 2)[:, :height, :width].astype(np.uint8)
+  label[0, 9:] = 255
+  return {"image": rng.integers(0, 256, (count, height, width, 3)).astype(
+      np.uint8), "label": label}
+
+
+@pytest.mark.parametrize(("height", "width", "data", "space"), [
+    (65, 33, 1, 8), (473, 473, 1, 2)])
+def test_rows_that_do_not_divide_are_shared_all_the_same(
+    height, width, data, space):
+  """In float64, where nothing hides an error at a seam."""
+  config = make_config(width_multiplier=1 / 16)
+  config.data.crop_size, config.data.crop_width = height, width
+  batch = random_batch(2, height, width)
+  with jax.enable_x64(True):
+    model = create_model(config).clone(dtype=jnp.float64)
+    state = train_step.create_train_state(model, config, jax.tree.map(
+        lambda x: np.asarray(x, np.float64), make_variables(model)))
+    state = jax.device_get(state)
+    expected = jax.jit(functools.partial(
+        train_step.train_step, model=model, config=config))(state, batch)
+    actual = on_a_mesh(config, state, batch, data, space, model)
+    assert actual[0].params["pyramid"]["kernel"].dtype == np.float64
+  assert_equal_steps(state, expected, actual, 1e-10)
+  for a, b in zip(jax.tree.leaves(expected[0].opt_state),
+                  jax.tree.leaves(actual[0].opt_state), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-9 * np.linalg.norm(a)
+
+
+def test_parts_of_equal_images_are_the_whole_batch():
+  """Of image pairs that are equal, each part has one: the same statistics."""
+  config, state, step = setup()
+  half = {name: array[:BATCH // 2] for name, array in make_batch().items()}
+  half["label"][:1, 4:] = 255  # Images of different weight.
+  batch = {name: array.repeat(2, 0) for name, array in half.items()}
+  expected, expected_metrics = step(state, batch)
+  config = config.copy_and_resolve_references()
+  config.accumulation_steps = 2
+  after, metrics = jax.jit(functools.partial(
+      train_step.train_step, model=create_model(config), config=config))(
+          state, batch)
+  for name in expected_metrics.keys() - {"finite_grads"}:
+    assert float(metrics[name]) == pytest.approx(
+        float(expected_metrics[name]), rel=1e-4), name
+  assert_close(expected.opt_state, after.opt_state)
+  # The running mean comes twice as near to the mean that both parts have.
+  for path, mean in jax.tree_util.tree_leaves_with_path(after.batch_stats):
+    if path[-1].key == "mean":
+      once = expected.batch_stats
+      for key in path:
+        once = once[key.key]
+      np.testing.assert_allclose(mean, once / 0.1 * 0.19, rtol=1e-3, atol=1e-6)
+
+
+def test_parts_are_every_other_image_and_share_one_mean():
+  """Against the two parts by themselves, weighted by hand."""
+  config, state, _ = setup()
+  config = config.copy_and_resolve_references()
+  config.loss.normalizer, config.loss.num_replicas = "per_replica", 2
+  batch = make_batch()
+  batch["label"][:3, 4:] = 255
+  model = create_model(config)
+  valid = (batch["label"] != 255).sum((1, 2))
+  count = 2 * np.repeat(valid.reshape(2, -1).sum(1), BATCH // 2)
+
+  @jax.jit
+  def by_hand(params):
+    total, batch_stats = 0, state.batch_stats
+    for part in (np.s_[::2], np.s_[1::2]):
+      labels = jnp.asarray(batch["label"][part])
+      logits, updates = model.apply(
+          {"params": params, "batch_stats": batch_stats},
+          normalize(batch["image"][part]), train=True,
+          mutable=["batch_stats"])
+      batch_stats = updates["batch_stats"]
+      for z, weight in zip(logits, (1, 0.4), strict=True):
+        each = -jnp.take_along_axis(
+            jax.nn.log_softmax(pooling.resize(z, SIZE, SIZE)),
+            jnp.where(labels == 255, 0, labels)[..., None], -1)[..., 0]
+        each = jnp.where(labels == 255, 0, each).sum((1, 2))
+        total += weight * (each / count[part]).sum()
+    return total, batch_stats
+
+  (loss, batch_stats), gradient = jax.value_and_grad(by_hand, has_aux=True)(
+      state.params)
+  config.accumulation_steps = 2
+  # On a mesh, each device has images of both parts.
+  after, metrics = on_a_mesh(config, jax.device_get(state), batch, 4, 1)
+  assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+  assert float(metrics["grad_norm"]) == pytest.approx(float(sum(
+      jnp.sum(g**2) for g in jax.tree.leaves(gradient))**0.5), rel=1e-4)
+  assert_close(batch_stats, after.batch_stats)
 
 
 def test_the_loss_is_divided_as_configured():

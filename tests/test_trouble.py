@@ -81,7 +81,12 @@ def test_the_death_of_one_of_two_ends_the_other(runs, tmp_path):
   assert both[0].returncode not in (0, 75) and took < 40, took
   last = both[0].told().splitlines()[-1]
   assert last.startswith("error: ") and re.search("onnection|peer", last), last
-  assert steps_of(tmp_path / "run")
+  saved = steps_of(tmp_path / "run")
+
+  alone = runs(*LONG, f"--workdir={tmp_path / 'run'}")
+  said = lines_until(alone, "resumed")
+  assert int(re.search(r"step (\d+)", said[-1])[1]) >= saved[-1] > 0
+  lines_until(alone, f"step {saved[-1] + 3:>6}/")
 
 
 def test_a_full_disk_is_told_and_with_room_it_goes_on(

@@ -204,7 +204,7 @@ def test_too_little_shared_memory_is_told_beforehand(monkeypatch):
   def check(less):
     monkeypatch.setattr(input_pipeline.shutil, "disk_usage",
                         lambda _: type("Usage", (), {"free": free - less}))
-    input_pipeline.check_shared_memory(c, "/")
+    input_pipeline.check_shared_memory(c, 1, "/")
 
   check(less=0)
   with pytest.raises(errors.ConfigError, match="0.25 GiB of /, .*--shm-size"):

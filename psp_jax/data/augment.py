@@ -30,6 +30,8 @@ _REDRAWS = 10  # mmsegmentation's RandomCrop.
 # From here on OpenCV before 5 refuses a side.
 _SIDE_LIMIT = 32_767
 
+Size = int | tuple[int, int]  # Of a square, or (height, width).
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -76,12 +78,18 @@ def check(config) -> None:
           "above 0 and at most 1, which is off")
 
 
+def crop_shape(config) -> tuple[int, int]:
+  """(height, width) of a crop."""
+  c = config.data
+  return c.crop_size, c.crop_width or c.crop_size
+
+
 def canvas_size(height: int, width: int, scale: float) -> tuple[int, int]:
   """(height, width) that cv2.resize gives a scaled image."""
   return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def draw(rng: np.random.Generator, height: int, width: int, crop_size: int,
+def draw(rng: np.random.Generator, height: int, width: int, crop_size: Size,
          config) -> Augmentation:
   """Draws semseg's part of `config.data.augment` for one image's size."""
   c = config.data.augment
@@ -94,7 +102,7 @@ def draw(rng: np.random.Generator, height: int, width: int, crop_size: int,
   return Augmentation(scale, angle if rotate else 0.0, blur, mirror, top, left)
 
 
-def draw_for(rng: np.random.Generator, label: np.ndarray, crop_size: int,
+def draw_for(rng: np.random.Generator, label: np.ndarray, crop_size: Size,
              config) -> Augmentation:
   """Draws all of `config.data.augment` for one (H, W) uint8 label.
 
@@ -118,10 +126,14 @@ def draw_for(rng: np.random.Generator, label: np.ndarray, crop_size: int,
 
 
 def _draw_position(rng, height, width, scale, crop_size) -> tuple[int, int]:
-  rows, columns = canvas_size(height, width, scale)
-  top = rng.integers(max(rows - crop_size, 0) + 1)
-  left = rng.integers(max(columns - crop_size, 0) + 1)
+  room = (size - wanted for size, wanted in zip(
+      canvas_size(height, width, scale), _both(crop_size)))
+  top, left = (rng.integers(max(each, 0) + 1) for each in room)
   return int(top), int(left)
+
+
+def _both(size: Size) -> tuple[int, int]:
+  return (size, size) if isinstance(size, int) else size
 
 
 def _is_mixed(ids: np.ndarray, max_ratio: float) -> bool:
@@ -131,18 +143,18 @@ def _is_mixed(ids: np.ndarray, max_ratio: float) -> bool:
 
 
 def apply(augmentation: Augmentation, image: np.ndarray, label: np.ndarray,
-          crop_size: int) -> tuple[np.ndarray, np.ndarray]:
+          crop_size: Size) -> tuple[np.ndarray, np.ndarray]:
   """Augments a pair.
 
   Args:
     augmentation: what to do.
     image: (H, W, 3) uint8.
     label: (H, W) uint8.
-    crop_size: of the square result.
+    crop_size: of the result, (height, width) or the side of a square.
 
   Returns:
-    (crop_size, crop_size, 3) uint8 and (crop_size, crop_size) uint8. Outside
-    the image lie the mean and the ignore label.
+    (height, width, 3) uint8 and (height, width) uint8. Outside the image lie
+    the mean and the ignore label.
   """
   frame = _Frame.of(augmentation, label.shape, crop_size)
   view = frame.show(image)
@@ -159,7 +171,7 @@ def apply(augmentation: Augmentation, image: np.ndarray, label: np.ndarray,
 
 
 def crop_label(augmentation: Augmentation, label: np.ndarray,
-               crop_size: int) -> np.ndarray:
+               crop_size: Size) -> np.ndarray:
   """The label alone, as `apply` returns it."""
   return _Frame.of(augmentation, label.shape, crop_size).crop_label(label)
 
@@ -172,26 +184,27 @@ class _Frame:
     matrix: (2, 3), a pixel of the view to the source.
     rows: first and one past the last of the view, in the crop's coordinates.
     columns: likewise.
-    crop_size: of the crop.
+    crop_size: (height, width) of the crop.
     turned: whether what lies beyond the image is seen.
   """
   matrix: np.ndarray
   rows: tuple[int, int]
   columns: tuple[int, int]
-  crop_size: int
+  crop_size: tuple[int, int]
   turned: bool
 
   @classmethod
   def of(cls, augmentation: Augmentation, shape: tuple[int, int],
-         crop_size: int):
+         crop_size: Size):
     a = augmentation
+    height, width = crop_size = _both(crop_size)
     rows, columns = canvas_size(*shape, a.scale)
     # Where the canvas lies in the crop's coordinates, and what is visible.
-    y = max(crop_size - rows, 0) // 2 - a.top
-    x = max(crop_size - columns, 0) // 2 - a.left
+    y = max(height - rows, 0) // 2 - a.top
+    x = max(width - columns, 0) // 2 - a.left
     margin = _BLUR_SIZE // 2 if a.blur else 0  # The blur sees past the crop.
-    y0, y1 = max(y, -margin), min(y + rows, crop_size + margin)
-    x0, x1 = max(x, -margin), min(x + columns, crop_size + margin)
+    y0, y1 = max(y, -margin), min(y + rows, height + margin)
+    x0, x1 = max(x, -margin), min(x + columns, width + margin)
     matrix = (_to_source(a.scale) @ _unrotate(a.angle, rows, columns)
               @ _unmirror(a.mirror, columns) @ _translate(x0 - x, y0 - y))
     return cls(matrix[:2], (y0, y1), (x0, x1), crop_size, bool(a.angle))
@@ -229,11 +242,12 @@ class _Frame:
 
   def place(self, view: np.ndarray, fill) -> np.ndarray:
     """The crop: the view without its margin, within `fill`."""
-    (y0, y1), (x0, x1), size = self.rows, self.columns, self.crop_size
-    seen = view[max(-y0, 0):min(y1, size) - y0,
-                max(-x0, 0):min(x1, size) - x0]
+    (y0, y1), (x0, x1) = self.rows, self.columns
+    height, width = self.crop_size
+    seen = view[max(-y0, 0):min(y1, height) - y0,
+                max(-x0, 0):min(x1, width) - x0]
     return cv2.copyMakeBorder(
-        seen, max(y0, 0), max(size - y1, 0), max(x0, 0), max(size - x1, 0),
+        seen, max(y0, 0), max(height - y1, 0), max(x0, 0), max(width - x1, 0),
         cv2.BORDER_CONSTANT, value=fill)
 
 

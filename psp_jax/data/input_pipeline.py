@@ -4,7 +4,6 @@ The batch of a step is a pure function of (seed, step): resuming at a step is
 indexing, and the step number is the whole state of the input.
 """
 
-import ctypes
 import dataclasses
 import math
 import multiprocessing
@@ -18,34 +17,17 @@ from typing import Any
 
 import cv2
 import grain
-import jax
 import numpy as np
 from absl import flags
 
+from psp_jax import memory
 from psp_jax.data import augment
 from psp_jax.data.cache import CachedSplit
 from psp_jax.errors import ConfigError, UserError, check_choice
 
 # One thread a record scales better than OpenCV's own threads within one.
 cv2.setNumThreads(0)
-
-
-def _keep_freed_memory() -> None:
-  """glibc's malloc keeps what it frees, for the arrays of the next record.
-
-  Else it may return them to the system after every record and get them back
-  page by page, up to 300 page faults and a millisecond an image.
-  """
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError, TypeError):
-    return  # Another C library.
-  trim_threshold, mmap_threshold = -1, -3  # malloc.h's M_...
-  mallopt(mmap_threshold, 32 << 20)
-  mallopt(trim_threshold, 64 << 20)
-
-
-_keep_freed_memory()
+memory.keep_freed()
 
 WORKERS = ("threads", "processes")
 # Batches that lie in shared memory for each worker process: the one it has just
@@ -65,16 +47,18 @@ def check(config) -> None:
                       "is off, or a number of GiB")
 
 
-def check_shared_memory(config, folder: str = "/dev/shm") -> None:
+def check_shared_memory(config, parts: int, folder: str = "/dev/shm") -> None:
   """Raises ConfigError where `train_batches` may find `folder` too small.
 
-  Worker processes hand their batches over there, and a full one kills them.
+  Worker processes hand their batches, of which each has one of `parts`, over
+  there, and a full one kills them.
   """
   c = config.data
   if c.workers != "processes" or not pathlib.Path(folder).is_dir():
     return
-  images = config.global_batch_size // jax.process_count()
-  needed = _SHARED_BATCHES * c.num_threads * images * c.crop_size**2 * 4
+  images = config.global_batch_size // parts
+  pixels = math.prod(augment.crop_shape(config))
+  needed = _SHARED_BATCHES * c.num_threads * images * pixels * 4
   free = shutil.disk_usage(folder).free
   if needed > free:
     raise ConfigError(
@@ -91,23 +75,21 @@ class _Augment(grain.transforms.RandomMap):
 
   def random_map(self, element, rng):
     image, label = element["image"], element["label"]
-    crop_size = self.config.data.crop_size
-    drawn = augment.draw_for(rng, label, crop_size, self.config)
-    image, label = augment.apply(drawn, image, label, crop_size)
+    crop = augment.crop_shape(self.config)
+    drawn = augment.draw_for(rng, label, crop, self.config)
+    image, label = augment.apply(drawn, image, label, crop)
     return {"image": image, "label": label}
 
 
-def train_dataset(split, config, process_index: int | None = None,
-                  process_count: int | None = None) -> grain.MapDataset:
-  """This process's share of every training batch, in order, without end.
+def train_dataset(split, config, part: int = 0, parts: int = 1
+                  ) -> grain.MapDataset:
+  """One part of every training batch, in order, without end.
 
-  Element `step` is {"image": uint8 (n, crop, crop, 3), "label": uint8 (n,
-  crop, crop)} with n = global_batch_size / process_count. The shares of all
-  processes, put together in order, do not depend on their number. Each pass
-  over the records has an order of its own; a batch may span two passes.
+  Element `step` is {"image": uint8 (n, height, width, 3), "label": uint8 (n,
+  height, width)} with n = global_batch_size / parts. All parts, put together
+  in order, do not depend on their number. Each pass over the records has an
+  order of its own; a batch may span two passes.
   """
-  if process_index is None:
-    process_index, process_count = jax.process_index(), jax.process_count()
   return (
       grain.MapDataset.source(split)
       .seed(config.seed)
@@ -116,8 +98,8 @@ def train_dataset(split, config, process_index: int | None = None,
       .random_map(_Augment(config))
       # Without a remainder to keep, Grain counts in integers: a batch of one
       # overflows its float.
-      .batch(config.global_batch_size // process_count, drop_remainder=True)
-      [process_index::process_count])
+      .batch(config.global_batch_size // parts, drop_remainder=True)
+      [part::parts])
 
 
 def record_indices(split, config, step: int) -> list[int]:
@@ -130,13 +112,12 @@ def record_indices(split, config, step: int) -> list[int]:
 
 
 def train_batches(split, config, start_step: int,
-                  process_index: int | None = None,
-                  process_count: int | None = None):
+                  part: int = 0, parts: int = 1):
   """Iterates over `train_dataset` from `start_step`, read ahead by workers.
 
   `config.data.num_threads` threads, or as many processes, make whole batches;
   which of the two, and how many, changes no batch. Of `config.data.cache_gib`
-  every process takes its part, for each keeps records of its own.
+  every worker takes its share, for each keeps records of its own.
 
   Returns:
     An iterator to be closed: `close()` ends its workers. What a worker raises
@@ -147,7 +128,7 @@ def train_batches(split, config, start_step: int,
   if c.cache_gib:
     split = CachedSplit(
         split, c.cache_gib / (c.num_threads if processes else 1))
-  dataset = train_dataset(split, config, process_index, process_count)
+  dataset = train_dataset(split, config, part, parts)
   dataset = dataset[start_step:]
   if not processes:
     return iter(dataset.to_iter_dataset(_read_options(c.num_threads)))
