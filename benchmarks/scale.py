@@ -9,12 +9,12 @@ equal  every crop that is trained on, every loss, and the confusion matrix of
        grow fourfold a step.
 kill   one of four is killed: when the others end, and whether the same command
        goes on with four, and with two.
-weak   one process on one core, against two on one each with twice the batch.
+weak   one process on one core, against two on one each with twice the batch,
+       and against two runs at the same time that share nothing.
 """
 
 import csv
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -189,21 +189,34 @@ def kill(root, steps: int) -> None:
           f"processes resumed from {resumed} and ended", flush=True)
 
 
-def weak(root, steps: int, rounds: int) -> None:
-  """Prints images/s of one process and of two, a core each."""
-  found = {1: [], 2: []}
-  for i, processes in itertools.product(range(rounds), (1, 2)):
-    workdir = root / f"weak{i}_{processes}"
-    run(workdir, root / "tfds", {
-        "num_train_steps": steps, "batch_per_device": 8, "eval.num_images": 2,
-        "data.num_threads": 1, "checkpoint.every_steps": 0},
-        processes=processes, cores=(0, 1))
+def weak(root, steps: int, rounds: int, batch: int) -> None:
+  """Prints images/s of one process, of two, and of two runs side by side."""
+  fields = {"num_train_steps": steps, "batch_per_device": batch,
+            "eval.num_images": 2, "data.num_threads": 1,
+            "checkpoint.every_steps": 0}
+  found = {"one": [], "two": [], "apart": []}
+
+  def images_per_second(workdir, processes):
     text = (workdir / f"log{processes}_0.txt").read_text()
-    found[processes].append(float(re.findall(r"([\d.]+) images/s", text)[-1]))
-  ratios = [b / a for a, b in zip(found[1], found[2], strict=True)]
-  print(f"images/s of 1 process {found[1]}, of 2 {found[2]}: "
-        f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
-        "times as fast")
+    return float(re.findall(r"([\d.]+) images/s", text)[-1])
+
+  for i in range(rounds):
+    for name, processes in (("one", 1), ("two", 2)):
+      workdir = root / f"weak{i}_{name}"
+      run(workdir, root / "tfds", fields, processes=processes, cores=(0, 1))
+      found[name].append(images_per_second(workdir, processes))
+    # What this machine's second core is worth: two runs that share nothing.
+    folders = [root / f"weak{i}_apart{core}" for core in (0, 1)]
+    started = [process for core, folder in enumerate(folders) for process in
+               start(folder, root / "tfds", fields, cores=(core,))]
+    if any([process.wait() for process in started]):
+      raise SystemExit(f"a run failed: see the logs in {root}")
+    found["apart"].append(sum(images_per_second(folder, 1)
+                              for folder in folders))
+  for name, over in (("two", "one"), ("apart", "one"), ("two", "apart")):
+    ratios = [a / b for a, b in zip(found[name], found[over], strict=True)]
+    print(f"{name} / {over}: {np.median(ratios):.2f} ({min(ratios):.2f} to "
+          f"{max(ratios):.2f})  images/s {found[name]}, {found[over]}")
 
 
 def main() -> None:
@@ -217,6 +230,8 @@ def main() -> None:
                       help="of each run")
   parser.add_argument("--rounds", type=int, default=3, metavar="N",
                       help="of the weak scaling")
+  parser.add_argument("--batch", type=int, default=16, metavar="N",
+                      help="of a process, in the weak scaling")
   parser.add_argument("--only", choices=("equal", "kill", "weak"), default="",
                       help="one of the three")
   args = parser.parse_args()
@@ -228,7 +243,7 @@ def main() -> None:
     for name, measure in (("equal", lambda: equal(root, args.steps)),
                           ("kill", lambda: kill(root, args.steps)),
                           ("weak", lambda: weak(root, args.steps,
-                                                args.rounds))):
+                                                args.rounds, args.batch))):
       if args.only in ("", name):
         print(f"\n{name}\n")
         measure()
