@@ -57,6 +57,10 @@ class History:
     if jax.process_index() == 0:
       _write(self._path, self._entries)
 
+  def has(self, step: int) -> bool:
+    """Whether `step` has been validated."""
+    return any(entry["step"] == step for entry in self._entries)
+
   def best_step(self) -> int | None:
     """Of the largest mIoU, the first of equals; None before any."""
     best = self.best()

@@ -65,11 +65,12 @@ def text(report: dict) -> str:
   r = report
   what = {"train": "train step, crops", "eval": "evaluation, windows"}
   many = {"train": "crops", "eval": "windows"}[r["mode"]]
+  each = "a chip" if r["space"] == 1 else f"on each {r['space']} chips"
   lines = [
       f"compiled   PSPNet, ResNet-{r['depth']}, {what[r['mode']]} of "
       f"{r['crop']}x{r['width']}, {r['classes']} classes, {r['dtype']}",
       f"for        {r['topology']}: {r['chips']} chip(s), {r['batch']} {many}, "
-      f"{r['per_chip']:g} a chip",
+      f"{r['per_chip']:g} {each}",
       f"by         jax {r['jax']}, libtpu {r['libtpu']}, in "
       f"{duration(r['compile_seconds'])}",
       *_memory(r)]

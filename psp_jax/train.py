@@ -187,6 +187,9 @@ def run_steps(config, state, step_fn, batches, guard, checkpoints, validate,
     Stopped: it was told to; the last step that is done is saved.
   """
   first_step = int(state.step)
+  if (0 < first_step < config.num_train_steps and not past.has(first_step)
+      and _due(first_step, config.validation.every_steps)):
+    validate(state)  # What was disturbed, after the save.
   pending = None
   for step in range(first_step + 1, config.num_train_steps + 1):
     first, last = step == first_step + 1, step == config.num_train_steps

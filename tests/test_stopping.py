@@ -108,6 +108,9 @@ def test_told_in_validation_and_at_the_end(runs, tmp_path):
   run.communicate(timeout=180)
   assert run.returncode == 0, run.told()
   assert json.loads((tmp_path / "run" / "eval.json").read_text())["step"] == 6
+  # The validation that was disturbed is made up for, once.
+  validations = (tmp_path / "run" / "validation.jsonl").read_text()
+  assert [json.loads(line)["step"] for line in validations.splitlines()] == [4]
 
 
 def test_the_second_ctrl_c_leaves_at_once(runs, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from board import images, read, scalars, texts, traced_steps
 from PIL import Image
 
-from psp_jax import checkpoint, non_finite, train, train_step
+from psp_jax import checkpoint, evaluate, non_finite, train, train_step
 from psp_jax.checkpoint import Checkpoints
 from psp_jax.data import camvid, datasets, input_pipeline
 from psp_jax.errors import ConfigError, DataError, NonFiniteError
@@ -330,6 +330,26 @@ def test_twenty_steps_are_ten_and_ten(tiny_config, tmp_path, monkeypatch):
   for file in ("training.jsonl", "validation.jsonl", "eval.json"):
     assert (tmp_path / "straight" / file).read_text() == (
         tmp_path / "halves" / file).read_text()
+
+
+def test_a_validation_that_was_disturbed_is_done_again(
+    finished, tiny_config, tmp_path, monkeypatch):
+  run = evaluate.Evaluator.run
+
+  def gone(*args, what="evaluation", **options):
+    if what == "validation":
+      raise RuntimeError("gone")
+    return run(*args, what=what, **options)
+
+  monkeypatch.setattr(evaluate.Evaluator, "run", gone)
+  with pytest.raises(RuntimeError, match="gone"):
+    train.train(tiny_config, tmp_path)
+  assert Checkpoints.existing(tmp_path).steps()[-1] == 3
+  assert not (tmp_path / "validation.jsonl").exists()
+  monkeypatch.setattr(evaluate.Evaluator, "run", run)
+  train.train(tiny_config, tmp_path)
+  for file in ("validation.jsonl", "eval.json"):
+    assert (tmp_path / file).read_text() == (finished[0] / file).read_text()
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
