@@ -27,14 +27,14 @@ def compiled_forward(model, protocol: sliding_window.Protocol, mesh: Mesh):
 
   (variables, windows, height) -> answers; rows beyond `height` are filler.
   """
-  forward = stitching.make_forward(model, protocol.flip, protocol.average)
+  whole = stitching.make_forward(model, protocol.flip, protocol.average)
 
-  def run(variables, windows, height):
-    return _pad(forward(variables, windows[:, :height]), windows.shape[1])
+  def forward(variables, windows, height):
+    return _pad(whole(variables, windows[:, :height]), windows.shape[1])
 
   sharded = sharding.batch_sharding(mesh)
   return jax.jit(
-      run, static_argnums=2, out_shardings=sharded,
+      forward, static_argnums=2, out_shardings=sharded,
       in_shardings=(sharding.replicated(mesh), sharded))
 
 
