@@ -85,8 +85,9 @@ def run(workdir, *args, **options) -> float:
 
 
 def child(file: str) -> None:
-  """`psp_jax.main`, which tells of every crop before it goes to a device."""
-  from psp_jax import main, sharding
+  """`psp_jax.main`, telling of crops that go to a device, and when a step ends.
+  """
+  from psp_jax import console, main, sharding
   shard_batch = sharding.shard_batch
 
   def telling(batch, mesh):
@@ -98,7 +99,15 @@ def child(file: str) -> None:
                                   strict=True)]]) + "\n")
     return shard_batch(batch, mesh)
 
+  line = console.Progress.line
+
+  def timed(progress, step, values):  # Called when a step's loss is there.
+    with open(file + ".times", "a") as told:
+      told.write(f"{time.monotonic()}\n")
+    return line(progress, step, values)
+
   sharding.shard_batch = telling
+  console.Progress.line = timed
   main.run(main.main)
 
 
@@ -197,8 +206,10 @@ def weak(root, steps: int, rounds: int, batch: int) -> None:
   found = {"one": [], "two": [], "apart": []}
 
   def images_per_second(workdir, processes):
-    text = (workdir / f"log{processes}_0.txt").read_text()
-    return float(re.findall(r"([\d.]+) images/s", text)[-1])
+    text = (workdir / f"crops{processes}_0.txt.times").read_text()
+    seconds = np.diff([float(line) for line in text.splitlines()])
+    # Not while TensorFlow is imported for the event files.
+    return processes * batch / np.median(seconds[len(seconds) // 3:])
 
   for i in range(rounds):
     for name, processes in (("one", 1), ("two", 2)):
@@ -216,7 +227,8 @@ def weak(root, steps: int, rounds: int, batch: int) -> None:
   for name, over in (("two", "one"), ("apart", "one"), ("two", "apart")):
     ratios = [a / b for a, b in zip(found[name], found[over], strict=True)]
     print(f"{name} / {over}: {np.median(ratios):.2f} ({min(ratios):.2f} to "
-          f"{max(ratios):.2f})  images/s {found[name]}, {found[over]}")
+          f"{max(ratios):.2f})  images/s {np.round(found[name], 1)}, "
+          f"{np.round(found[over], 1)}")
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
 """Who are the other processes of a run, if any."""
 
+import os
+import subprocess
 import sys
 import types
 
 import pytest
+from runner import two_processes
 
 from psp_jax import processes, stopping
 from psp_jax.errors import ConfigError
@@ -17,7 +20,8 @@ def joined(monkeypatch):
   """What `jax.distributed.initialize` is called with."""
   calls = []
   jax = types.SimpleNamespace(distributed=types.SimpleNamespace(
-      initialize=lambda **options: calls.append(options)))
+      initialize=lambda **options: calls.append(options)),
+      default_backend=lambda: "tpu")
   meeting = types.SimpleNamespace(sync_global_devices=calls.append)
   monkeypatch.setitem(sys.modules, "jax", jax)
   monkeypatch.setitem(sys.modules, "jax.experimental",
@@ -65,3 +69,27 @@ def test_launchers_that_jax_knows(joined, monkeypatch, environment, expected):
     monkeypatch.setenv(name, value)
   processes.initialize(stopping.Stop(), 100)
   assert bool(joined) == expected
+
+
+_JOINS = """
+import os
+from psp_jax import processes, stopping
+processes.initialize(stopping.Stop(), 60)
+import jax
+from jax.experimental import multihost_utils
+assert multihost_utils.process_allgather(jax.process_index()).sum() == 1
+print({os.sched_getscheduler(int(thread))
+       for thread in os.listdir("/proc/self/task")})
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="needs Linux")
+def test_no_thread_of_theirs_takes_the_core_when_woken():
+  """The connection's lock may be held by the one it takes the core from."""
+  both = [subprocess.Popen(
+      [sys.executable, "-c", _JOINS], stdout=subprocess.PIPE, text=True,
+      env=os.environ | environment) for environment in two_processes()]
+  for process in both:
+    out, _ = process.communicate(timeout=180)
+    # Gloo writes there as well.
+    assert out.splitlines()[-1] == str({os.SCHED_BATCH}), out
