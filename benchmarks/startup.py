@@ -49,7 +49,7 @@ def first_step(line: list[str], environment) -> dict[str, float]:
     told = []
     for text in process.stdout:
       told.append(text)
-      if "first step" in text:
+      if re.search(r"first step [\d.]+ s after", text):
         whole = time.perf_counter() - began
         fields = pathlib.Path(f"/proc/{process.pid}/stat").read_text(
             ).rpartition(")")[2].split()
