@@ -159,7 +159,7 @@ def lower(config, devices, mode: str, image_size=None):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
         x.shape, x.dtype, sharding=placement), tree)
 
-  state = jax.eval_shape(lambda: train_step.create_train_state(model, config))
+  state = train_step.state_shapes(model, config)
   if mode == "train":
     mesh = sharding.create_mesh(config.mesh.data, config.mesh.space, devices)
     sharding.settle_batch(config, mesh)

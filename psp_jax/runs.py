@@ -113,12 +113,8 @@ def restore(config, workdir, step: int | None = None) -> train_step.TrainState:
     CheckpointError: there is none, or it does not fit the config.
   """
   checkpoints = checkpoint.Checkpoints.existing(workdir)
-  model = create_model(config)
-  mesh = sharding.create_mesh()
-  shapes = jax.eval_shape(lambda: train_step.create_train_state(model, config))
-  like = jax.tree.map(
-      lambda s: jax.ShapeDtypeStruct(
-          s.shape, s.dtype, sharding=sharding.replicated(mesh)), shapes)
+  like = train_step.state_shapes(
+      create_model(config), config, sharding.replicated(sharding.create_mesh()))
   with contextlib.closing(checkpoints):
     return checkpoints.restore(like, step)
 

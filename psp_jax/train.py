@@ -93,13 +93,7 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
   check_scorable(config, eval_split)
   start.done("data")
 
-  # ---- State: pretrained or random, then the last checkpoint if there is one.
-  dog.hears("making the first weights")
-  variables = train_step.initialize(model, config)
-  if config.model.pretrained:
-    variables = pretrained.load(config.model.pretrained, variables, config)
-  state = train_step.create_train_state(model, config, variables)
-  state = jax.device_put(state, sharding.replicated(mesh))
+  # ---- State: the last checkpoint, else pretrained or random weights.
   checkpoints = checkpoint.Checkpoints(
       workdir, config.checkpoint.keep, config.checkpoint.keep_every_steps,
       lambda: past.best_step())
@@ -108,7 +102,15 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
     if resumed[-1]:
       saved_config.check_unchanged(config, workdir, allowed_changes)
     dog.hears("reading the last checkpoint")
-    state = checkpoints.restore(state, repair=True)
+    state = checkpoints.restore(train_step.state_shapes(
+        model, config, sharding.replicated(mesh)), repair=True)
+  else:
+    dog.hears("making the first weights")
+    variables = train_step.initialize(model, config)
+    if config.model.pretrained:
+      variables = pretrained.load(config.model.pretrained, variables, config)
+    state = train_step.create_train_state(model, config, variables)
+    state = jax.device_put(state, sharding.replicated(mesh))
   first_step = int(state.step)
   past: history.History = history.History(workdir, first_step)
   runs.save_config(config, workdir)

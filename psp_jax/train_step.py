@@ -34,6 +34,16 @@ def create_train_state(model, config, variables=None) -> TrainState:
       opt_state=jax.jit(optimizer.init)(variables["params"]))
 
 
+def state_shapes(model, config, where=None) -> TrainState:
+  """What `create_train_state` makes, without making it.
+
+  Args:
+    where: a sharding that all arrays are to have.
+  """
+  shapes = jax.eval_shape(lambda: create_train_state(model, config))
+  return jax.tree.map(lambda x: x.update(sharding=where), shapes)
+
+
 def initialize(model, config):
   """{"params", "batch_stats"} drawn from `config.seed`."""
   # Parameter shapes do not depend on the image size: a small one is quick.

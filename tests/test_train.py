@@ -296,7 +296,8 @@ def _recording(monkeypatch):
   return seen
 
 
-def test_twenty_steps_are_ten_and_ten(tiny_config, tmp_path, monkeypatch):
+def test_twenty_steps_are_ten_and_ten(
+    tiny_config, tmp_path, monkeypatch, caplog):
   """No bit differs: of the whole state, of every step's metrics."""
   tiny_config.checkpoint.every_steps = 5
   tiny_config.validation.every_steps = 10
@@ -322,7 +323,11 @@ def test_twenty_steps_are_ten_and_ten(tiny_config, tmp_path, monkeypatch):
     train.train(tiny_config, tmp_path / "halves")
   assert max(seen) == 10
   monkeypatch.setattr(train_step, "compiled_step", real)
-  train.train(tiny_config, tmp_path / "halves")
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    train.train(tiny_config, tmp_path / "halves")
+  # Weights that the checkpoint replaces are not drawn.
+  assert "Compiling jit(train_step)" in caplog.text
+  assert "Compiling jit(init_fn)" not in caplog.text  # The optimizer's.
   assert seen == straight and set(seen) == set(range(1, 21))
   one, other = (_restore(tiny_config, tmp_path / name)
                 for name in ("straight", "halves"))
