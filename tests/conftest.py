@@ -25,7 +25,22 @@ import jax  # noqa: E402  After the environment is set.
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Files of a minute and more.
+_LONG = {f"test_{name}" for name in (
+    "checkpoint", "compile_tpu", "evaluate", "kill", "main", "mistakes",
+    "notebook", "packed", "parity", "protocol", "pspnet", "scale", "segmenter",
+    "stopping", "train", "train_step", "trouble", "workers")}
+
 SHARED = pathlib.Path(__file__).parent.parent.parent / "shared"
+
+
+def pytest_configure(config):
+  config.option.loadscopereorder = False  # pytest-xdist's: most tests first.
+
+
+def pytest_collection_modifyitems(items):
+  """Long files first: two processes then end at about the same time."""
+  items.sort(key=lambda item: item.path.stem not in _LONG)
 
 
 @pytest.fixture
