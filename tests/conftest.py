@@ -5,6 +5,7 @@ cache through the environment.
 """
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -75,6 +76,15 @@ def make_camvid_folder(root: pathlib.Path, sizes, height=48, width=64):
       cv2.imwrite(str(root / f"{split}annot" / f"{i:03}.png"),
                   label.astype(np.uint8))
   return root
+
+
+@pytest.fixture
+def alone_with_shared_memory():
+  """No other test that asks for this runs meanwhile, in any process."""
+  _CACHE.parent.mkdir(parents=True, exist_ok=True)
+  with open(_CACHE.with_name("shared_memory.lock"), "w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,8 @@ def _children(pid):
           for child in (task / "children").read_text().split()]
 
 
-def test_a_reader_that_hangs_ends_the_run(runs, tmp_path):
+def test_a_reader_that_hangs_ends_the_run(
+    alone_with_shared_memory, runs, tmp_path):
   run = runs(*LONG, f"--workdir={tmp_path / 'run'}",
              "--config.data.workers=processes", "--config.stall_seconds=4")
   lines_until(run, "step      6/")

@@ -61,7 +61,7 @@ def shared_memory():
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left():
+def nothing_is_left(alone_with_shared_memory):
   before = shared_memory()
   yield
   gc.collect()  # An error's frames may hold a batch, in a cycle.
