@@ -426,10 +426,16 @@ def machine(launch, tmp_path):
   def log():
     return "".join(p.read_text() for p in tmp_path.glob("state/*/*/log.txt"))
 
-  run.until, run.log, run.home = until, log, home
+  def go_down():
+    # Again until none is left: one pkill misses what is forked meanwhile.
+    for path in tmp_path.glob("state/*/*/pid"):
+      while subprocess.run(["pkill", "-KILL", "-s", path.read_text().strip()]
+                           ).returncode == 0:
+        time.sleep(0.05)
+
+  run.until, run.log, run.home, run.go_down = until, log, home, go_down
   yield run
-  for path in tmp_path.glob("state/*/*/pid"):
-    subprocess.run(["pkill", "-KILL", "-s", path.read_text().strip()])
+  go_down()
 
 
 def test_a_command_goes_on_after_75(machine):
@@ -467,11 +473,14 @@ def test_told_to_stop_it_saves_and_stays_stopped(machine):
   assert "nothing runs" in machine("stop").stdout
 
 
-def test_a_machine_that_went_down_is_told(machine, tmp_path):
+def test_a_machine_that_went_down_is_told(machine):
   machine("start", body="while :; do sleep 0.05; done")
   machine.until("running")
-  (pid,) = [p.read_text().strip() for p in tmp_path.glob("state/*/*/pid")]
-  subprocess.run(["pkill", "-KILL", "-s", pid], check=True)
+  deadline = time.monotonic() + 60
+  while "run 1" not in machine.log():  # Before, there may be no session yet.
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  machine.go_down()
   machine.until("cut off")
 
 
