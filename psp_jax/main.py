@@ -68,13 +68,19 @@ def _main(stop) -> None:
   # default the collector looks at them all again and again.
   gc.set_threshold(50_000)
   # Late, so that --help and mistakes in flags answer at once.
-  from psp_jax import compilation_cache, console, progress, train
+  from psp_jax import (
+    compilation_cache,
+    console,
+    kept_programs,
+    progress,
+    train,
+  )
 
   progress.log_above()
   path, argument = _config_file()
   name = f"{path.stem}_{argument}" if argument else path.stem
   workdir = pathlib.Path(_WORKDIR.value or pathlib.Path("runs") / name)
-  compilation_cache.enable(_CACHE.value)
+  kept_programs.enable(compilation_cache.enable(_CACHE.value))
   processes.initialize(stop, _CONFIG.value.peer_timeout_seconds)
   if _MODE.value == "eval":
     train.evaluate_checkpoint(_CONFIG.value, workdir.absolute())

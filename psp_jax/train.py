@@ -13,6 +13,7 @@ from psp_jax import (
   evaluate,
   events,
   history,
+  kept_programs,
   limits,
   losses,
   memory,
@@ -132,7 +133,8 @@ def _train(config, workdir, start, stop, dog, allowed_changes):
     console.log(f"profile    none: steps {config.profile} are done already")
 
   # ---- The step, compiled once.
-  step_fn = train_step.compiled_step(model, config, mesh)
+  step_fn = kept_programs.kept(
+      "train_step", train_step.compiled_step(model, config, mesh), config)
 
   # ---- The steps, then the score.
   writer = events.EventWriter(workdir)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from psp_jax import losses, optimizers, sharding
+from psp_jax import kept_programs, losses, optimizers, sharding
 from psp_jax.data.augment import crop_shape
 from psp_jax.data.normalize import normalize
 from psp_jax.data.taxonomy import IGNORE_LABEL
@@ -24,9 +24,12 @@ class TrainState:
 
 
 def create_train_state(model, config, variables=None) -> TrainState:
-  """A fresh state; `variables` (pretrained) or random from `config.seed`."""
+  """A fresh state; `variables` (pretrained) or random from `config.seed`.
+
+  May be traced. Without `variables` `initialize` has them sooner, if not.
+  """
   if variables is None:
-    variables = initialize(model, config)
+    variables = jax.jit(_init(model, config))()
   optimizer = optimizers.create_optimizer(config)
   return TrainState(
       step=jnp.zeros((), jnp.int32), params=variables["params"],
@@ -45,11 +48,21 @@ def state_shapes(model, config, where=None) -> TrainState:
 
 
 def initialize(model, config):
-  """{"params", "batch_stats"} drawn from `config.seed`."""
+  """{"params", "batch_stats"} drawn from `config.seed`, now."""
+  # Of a CPU's program, all of it random numbers, LLVM's later passes change no
+  # bit, and took most of the compilation.
+  options: dict[str, Any] | None = {"xla_backend_optimization_level": 1}
+  if jax.default_backend() != "cpu":
+    options = None
+  init = jax.jit(_init(model, config), compiler_options=options)
+  return kept_programs.kept("init", init, config)()
+
+
+def _init(model, config):
   # Parameter shapes do not depend on the image size: a small one is quick.
   images = jnp.zeros((1, 65, 65, 3))
   key = jax.random.key(config.seed)
-  return jax.jit(lambda: model.init(key, images, train=True))()
+  return lambda: model.init(key, images, train=True)
 
 
 def train_step(state: TrainState, batch, *, model, config):

@@ -14,7 +14,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 LAYERS = [
     {"models.winograd", "models.phases", "models.pairs"},
     {"errors", "default_config", "published", "progress", "hlo_text",
-     "compilation_cache", "models.convolution", "watchdog", "onnx_graph"},
+     "compilation_cache", "kept_programs", "models.convolution", "watchdog",
+     "onnx_graph"},
     {"models.layers", "models.pooling", "data.normalize", "data.taxonomy",
      "data.scene_sprites", "data.photometric", "data.cache", "data.decode",
      "data.downloads", "metrics", "optimizers", "sharding", "events",
