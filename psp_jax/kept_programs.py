@@ -168,9 +168,10 @@ def _load(path: pathlib.Path):
     by_id = {device.id: device for device in jax.devices()}
     program = serialize_executable.deserialize_and_load(
         binary, takes, gives, execution_devices=[by_id[i] for i in ids])
-    os.utime(path)  # What was used longest ago is pruned first.
+    with contextlib.suppress(OSError):  # It may be someone else's.
+      os.utime(path)  # What was used longest ago is pruned first.
     return program
-  except FileNotFoundError:
+  except OSError:
     return None
   except Exception:  # Unpickling half a file raises nearly anything.
     with contextlib.suppress(OSError):

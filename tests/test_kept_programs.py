@@ -208,6 +208,19 @@ def test_a_file_system_without_links_has_copies(
   assert traced == [1] and len(names(folder)) == 2
 
 
+def test_in_a_shared_folder_others_files_serve_and_stay(
+    folder, tiny_config, monkeypatch):
+  def refuse(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+  start(tiny_config)(x())
+  before = names(folder)
+  monkeypatch.setattr(os, "utime", refuse)
+  traced = []
+  start(tiny_config, traced=traced)(x())
+  assert not traced and names(folder) == before
+
+
 def test_where_nothing_is_kept_the_function_stays(
     folder, tiny_config, monkeypatch):
   def same():
