@@ -189,8 +189,8 @@ def lower(config, devices, mode: str, image_size=None):
       np.float32, sharding=sharding.batch_sharding(mesh))
   variables = on({"params": state.params, "batch_stats": state.batch_stats},
                  sharding.replicated(mesh))
-  return inference.compiled_forward(model, protocol, mesh).lower(
-      variables, windows, height)
+  return inference.compiled_forward(model, protocol, mesh, height).lower(
+      variables, windows)
 
 
 def compile_lowered(lowered):

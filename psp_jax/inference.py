@@ -4,12 +4,13 @@ predicting share.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from psp_jax import sharding, sliding_window, stitching
+from psp_jax import kept_programs, sharding, sliding_window, stitching
 from psp_jax.models import prepack
 
 
@@ -22,20 +23,20 @@ def local_mesh(config, devices, total: int) -> Mesh:
       -1, math.gcd(max(1, space), len(devices)), devices)
 
 
-def compiled_forward(model, protocol: sliding_window.Protocol, mesh: Mesh):
+def compiled_forward(model, protocol: sliding_window.Protocol, mesh: Mesh,
+                     height: int):
   """`stitching.make_forward` under jit, windows sharded as batches are.
 
-  (variables, windows, height) -> answers; rows beyond `height` are filler.
+  (variables, windows) -> answers; rows beyond `height` are filler.
   """
   whole = stitching.make_forward(model, protocol.flip, protocol.average)
 
-  def forward(variables, windows, height):
+  def forward(variables, windows):
     return _pad(whole(variables, windows[:, :height]), windows.shape[1])
 
   sharded = sharding.batch_sharding(mesh)
-  return jax.jit(
-      forward, static_argnums=2, out_shardings=sharded,
-      in_shardings=(sharding.replicated(mesh), sharded))
+  return jax.jit(forward, out_shardings=sharded,
+                 in_shardings=(sharding.replicated(mesh), sharded))
 
 
 def _pad(array, rows: int):
@@ -56,21 +57,28 @@ class Inference:
     self.window_batch = config.eval.window_batch * mesh.shape["data"]
     self._replicated = sharding.replicated(mesh)
     sharded = sharding.batch_sharding(mesh)
-    forward = compiled_forward(model, protocol, mesh)
     self._prepack = lambda variables: {}
     if mesh.devices.flat[0].platform == "cpu":
       side = protocol.window or config.data.crop_size
       shape = (self.window_batch * (1 + protocol.flip), side, side, 3)
-      self._prepack = jax.jit(functools.partial(prepack, model, shape=shape),
-                              out_shardings=self._replicated)
+      packs = jax.jit(functools.partial(prepack, model, shape=shape),
+                      out_shardings=self._replicated)
+      self._prepack = kept_programs.kept(
+          "prepack", packs, config, model, shape)
     # Cutting and stitching run on the first device: a copy of every canvas
     # on every device would take as many times the memory.
     first = jax.local_devices()[0]
+    forwards: dict[tuple, Any] = {}
 
     def spread(variables, windows):
       height = windows.shape[1]
-      windows = _pad(windows, sharding.padded(height, mesh))
-      answers = forward(variables, jax.device_put(windows, sharded), height)
+      if windows.shape not in forwards:
+        forwards[windows.shape] = kept_programs.kept(
+            "forward", compiled_forward(model, protocol, mesh, height), config,
+            model, protocol, height)
+      padded = _pad(windows, sharding.padded(height, mesh))
+      answers = forwards[windows.shape](
+          variables, jax.device_put(padded, sharded))
       return jax.device_put(answers, first)[:, :height]
 
     self._forward = spread

@@ -6,7 +6,7 @@ network. Here the sources, the config and the arguments' shapes name a program
 that the same command made before. Where one of these is new, but not what comes
 of them, the program is found after tracing, and has its new name from then on.
 
-Only `psp_jax.main` switches it on: in a process that changes this package's
+Only this package's own commands switch it on: in a process that changes its
 functions, as a notebook may, their files do not say what a program is.
 """
 
@@ -19,6 +19,7 @@ import pickle
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,14 +40,15 @@ def enable(folder: str | None) -> None:
   _folder = pathlib.Path(folder) if folder is not None and local else None
 
 
-def kept(name: str, function, config):
+def kept(name: str, function, config, *also):
   """`function`, of which the first call looks for its program.
 
   Args:
     name: of the program; what it computes from its arguments is told by
-      the package's sources and `config`.
+      the package's sources, `config` and `also`.
     function: under `jax.jit`.
     config: the run's.
+    also: what else decides, as far as its text tells.
 
   Returns:
     A function for arguments of one kind; `function` itself where nothing is
@@ -60,27 +62,47 @@ def kept(name: str, function, config):
   def call(*args):
     nonlocal program
     if program is None:
-      program = _find(folder, name, function, config, args)
+      program = _find(folder, name, function, (_text(config), *also), args)
     return program(*args)
   return call
 
 
-def _find(folder, name, function, config, args):
+def kept_shapes(make: Callable[[], Any], config):
+  """`make()`, a tree of `jax.ShapeDtypeStruct` that takes a tracing to know.
+
+  Args:
+    make: what it gives is told by the package's sources and `config`.
+    config: the run's.
+  """
+  if _folder is None or jax.process_count() > 1:
+    return make()
+  path = _path(_folder, "shapes", _sources(), _text(config))
+  shapes = _read(path, lambda saved: saved)
+  if shapes is None:
+    shapes = make()
+    _write(path, lambda: shapes)
+  return shapes
+
+
+def _text(config) -> str:
+  return config.to_json_best_effort(sort_keys=True)
+
+
+def _find(folder, name, function, decided_by, args):
   structure = jax.tree.structure(args)
   made_of = _path(
-      folder, name, _sources(), config.to_json_best_effort(sort_keys=True),
-      structure, *((x.shape, x.dtype, x.sharding)
-                   for x in jax.tree.leaves(args)))
-  program = _load(made_of)
+      folder, name, _sources(), *decided_by, structure,
+      *((x.shape, x.dtype, x.sharding) for x in jax.tree.leaves(args)))
+  program = _read(made_of, _decoded)
   if program is not None:
     return program
   lowered = function.lower(*args)
   itself = _path(
       folder, name, structure, lowered.out_tree, lowered.as_text())
-  program = _load(itself)
+  program = _read(itself, _decoded)
   if program is None:
     program, fresh = _compile(lowered)
-    if not fresh or not _save(program, itself):
+    if not fresh or not _write(itself, lambda: _encoded(program)):
       return program
   with contextlib.suppress(OSError):
     made_of.unlink(missing_ok=True)
@@ -147,6 +169,10 @@ def _compile(lowered) -> tuple[Any, bool]:
   return program, fresh
 
 
+def _encoded(program):
+  return (*serialize_executable.serialize(program), _device_ids(program))
+
+
 def _device_ids(program) -> list[int]:
   """Of the devices it runs on, in its own order.
 
@@ -160,17 +186,21 @@ def _device_ids(program) -> list[int]:
   return [device.id]
 
 
-def _load(path: pathlib.Path):
-  """The program that was saved there, or None."""
+def _decoded(saved):
+  binary, takes, gives, ids = saved
+  by_id = {device.id: device for device in jax.devices()}
+  return serialize_executable.deserialize_and_load(
+      binary, takes, gives, execution_devices=[by_id[i] for i in ids])
+
+
+def _read(path: pathlib.Path, decode):
+  """What `decode` makes of what was written there; None: nothing can be."""
   try:
     with path.open("rb") as file:
-      binary, takes, gives, ids = pickle.load(file)
-    by_id = {device.id: device for device in jax.devices()}
-    program = serialize_executable.deserialize_and_load(
-        binary, takes, gives, execution_devices=[by_id[i] for i in ids])
+      found = decode(pickle.load(file))
     with contextlib.suppress(OSError):  # It may be someone else's.
       os.utime(path)  # What was used longest ago is pruned first.
-    return program
+    return found
   except OSError:
     return None
   except Exception:  # Unpickling half a file raises nearly anything.
@@ -179,11 +209,11 @@ def _load(path: pathlib.Path):
     return None
 
 
-def _save(program, path: pathlib.Path) -> bool:
+def _write(path: pathlib.Path, encode) -> bool:
   """Whether it could be: not all devices' programs can, and disks are full."""
   part = path.with_name(f"{os.getpid()}-{path.name}")  # Pruned if left.
   try:
-    saved = *serialize_executable.serialize(program), _device_ids(program)
+    saved = encode()
     with part.open("wb") as file:
       pickle.dump(saved, file)
     part.replace(path)

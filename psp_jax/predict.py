@@ -27,7 +27,13 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import logging  # noqa: E402
 
-from psp_jax import compilation_cache, errors, progress, visualize  # noqa: E402
+from psp_jax import (  # noqa: E402
+  compilation_cache,
+  errors,
+  kept_programs,
+  progress,
+  visualize,
+)
 from psp_jax.data.decode import encode_mask  # noqa: E402
 from psp_jax.data.pairs import IMAGE_SUFFIXES  # noqa: E402
 from psp_jax.errors import DataError, StorageError, UserError  # noqa: E402
@@ -284,7 +290,7 @@ def main() -> int:
   inputs = find_inputs(args.input)
   from psp_jax import segmenter  # Late: mistakes above answer at once.
 
-  compilation_cache.enable(args.compilation_cache)
+  kept_programs.enable(compilation_cache.enable(args.compilation_cache))
   seg = segmenter.load(
       args.workdir, args.step, scales=args.scales, flip=args.flip,
       window=args.window, base_size=args.base_size)

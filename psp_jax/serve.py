@@ -24,7 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np  # noqa: E402
 from absl import logging as absl_logging  # noqa: E402
 
-from psp_jax import compilation_cache  # noqa: E402
+from psp_jax import compilation_cache, kept_programs  # noqa: E402
 from psp_jax.errors import ConfigError, UserError  # noqa: E402
 
 _LIBRARIES = ("starlette", "uvicorn", "python_multipart")
@@ -140,7 +140,7 @@ def main() -> None:
   listening = listen(args.host, args.port)
   from psp_jax import segmenter  # Late: mistakes above answer at once.
 
-  compilation_cache.enable(args.compilation_cache)
+  kept_programs.enable(compilation_cache.enable(args.compilation_cache))
   seg = segmenter.load(args.workdir, args.step)
   _say(f"step {seg.step:,} of {args.workdir}, {len(seg.class_names)} classes; "
        "compiling")

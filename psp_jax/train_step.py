@@ -43,7 +43,8 @@ def state_shapes(model, config, where=None) -> TrainState:
   Args:
     where: a sharding that all arrays are to have.
   """
-  shapes = jax.eval_shape(lambda: create_train_state(model, config))
+  shapes = kept_programs.kept_shapes(lambda: jax.eval_shape(
+      lambda: create_train_state(model, config)), config)
   return jax.tree.map(lambda x: x.update(sharding=where), shapes)
 
 

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from psp_jax import default_config
+from psp_jax import default_config, kept_programs
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -42,6 +42,13 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
   """Long files first: two processes then end at about the same time."""
   items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept():
+  """A command called in this process would keep programs for all tests."""
+  yield
+  kept_programs.enable(None)
 
 
 @pytest.fixture

@@ -328,10 +328,10 @@ def test_rows_are_split_over_a_processs_own_devices(
 def test_mirror_images_stay_on_the_device_of_their_windows(model, state):
   mesh = sharding.create_mesh(8, 1)
   forward = inference.compiled_forward(
-      model, sliding_window.Protocol.from_config(config(flip=True)), mesh)
+      model, sliding_window.Protocol.from_config(config(flip=True)), mesh, 33)
   variables = {"params": state.params, "batch_stats": state.batch_stats}
   windows = jax.ShapeDtypeStruct((16, 33, 33, 3), jnp.float32)
-  text = forward.lower(variables, windows, 33).compile().as_text()
+  text = forward.lower(variables, windows).compile().as_text()
   for moved in ("all-gather", "all-to-all", "collective-permute"):
     assert moved not in text, moved
 

@@ -14,7 +14,15 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
-from psp_jax import kept_programs
+from psp_jax import (
+  inference,
+  kept_programs,
+  sharding,
+  sliding_window,
+  stitching,
+  train_step,
+)
+from psp_jax.models import create_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -31,7 +39,6 @@ def folder(tmp_path, monkeypatch):
   jax_cache.reset_cache()
   kept_programs.enable(str(tmp_path / "compiled"))
   yield tmp_path / "compiled"
-  kept_programs.enable(None)
   for name, value in before.items():
     jax.config.update(name, value)
   jax_cache.reset_cache()
@@ -237,6 +244,66 @@ def test_where_nothing_is_kept_the_function_stays(
   for nowhere in (None, "gs://bucket/compiled"):
     kept_programs.enable(nowhere)
     assert same()
+
+
+def test_shapes_are_found_too(folder, tiny_config):
+  made = []
+
+  def make():
+    made.append(1)
+    return {"a": jax.ShapeDtypeStruct((tiny_config.seed + 1, 2), jnp.float32)}
+
+  for _ in range(2):
+    assert kept_programs.kept_shapes(make, tiny_config)["a"].shape == (1, 2)
+  assert made == [1]
+  tiny_config.seed = 4
+  assert kept_programs.kept_shapes(make, tiny_config)["a"].shape == (5, 2)
+
+
+def test_a_state_is_of_the_same_shapes(folder, tiny_config):
+  model, where = create_model(tiny_config), sharding.replicated(
+      sharding.create_mesh())
+  fresh, found = (train_step.state_shapes(model, tiny_config, where)
+                  for _ in range(2))
+  assert jax.tree.structure(found) == jax.tree.structure(fresh)
+  assert jax.tree.leaves(found) == jax.tree.leaves(fresh)
+  assert all(leaf.sharding == where for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_scoring_and_predicting_find_theirs(
+    devices, folder, tiny_config, monkeypatch):
+  monkeypatch.setattr(
+      jax, "local_devices", lambda own=jax.local_devices: own()[:devices])
+  model = create_model(tiny_config)
+  rng = np.random.default_rng(0)
+  state = jax.tree.map(
+      lambda x: rng.uniform(0.1, 0.3, x.shape).astype(x.dtype),
+      train_step.state_shapes(model, tiny_config))
+  photos = [(i, rng.integers(0, 256, (*size, 3), np.uint8))
+            for i, size in enumerate([(33, 41), (25, 33), (33, 41)])]
+
+  def answers(flip):
+    tiny_config.eval.flip = flip
+    protocol = sliding_window.Protocol.from_config(tiny_config)
+    net = inference.Inference(model, tiny_config, protocol)
+    return [np.concatenate([np.asarray(b) for b in blocks], None)
+            for _, blocks in net.stitched(
+                net.variables(state), iter(photos), protocol)]
+
+  first = answers(False)
+
+  def traced(*_, **__):
+    raise AssertionError("traced")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(inference, "prepack", traced)
+    patch.setattr(stitching, "make_forward", lambda *_: traced)
+    again = answers(False)
+    for one, other in zip(first, again, strict=True):
+      np.testing.assert_array_equal(one, other)
+    with pytest.raises(AssertionError, match="traced"):
+      answers(True)  # Of another protocol.
 
 
 def test_another_process_finds_the_step(tmp_path):
