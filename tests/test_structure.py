@@ -12,7 +12,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # A module imports only from layers above its own line.
 LAYERS = [
-    {"models.winograd", "models.phases", "models.pairs"},
+    {"models.winograd", "models.phases", "models.pairs", "models.pending"},
     {"errors", "default_config", "published", "progress", "hlo_text",
      "compilation_cache", "kept_programs", "models.convolution", "watchdog",
      "onnx_graph"},

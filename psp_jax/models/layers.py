@@ -5,6 +5,7 @@ side only, PyTorch on both). BatchNorm keeps PyTorch's unbiased running
 variance. All arrays are NHWC; kernels are HWIO.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from psp_jax.models import pairs
 from psp_jax.models.convolution import conv2d, kernel_values
+from psp_jax.models.pending import Pending, Term, conv_of_pending
 
 Array = jax.Array
 
@@ -51,7 +53,7 @@ class Conv(nn.Module):
   """A convolution that computes in `dtype` and keeps fp32 parameters.
 
   `convolve(x, kernel)` replaces `conv2d` where x, of `in_features`, is
-  arranged otherwise.
+  arranged otherwise. Of a `Pending` map it returns the map, too.
   """
   features: int
   size: int = 3
@@ -64,13 +66,19 @@ class Conv(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array | Pending) -> Any:
     in_features = self.in_features or x.shape[-1]
     shape = (self.size, self.size, in_features, self.features)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    kernel = kernel.astype(self.dtype)
+    geometry = self.stride, self.dilation
+    if isinstance(x, Pending):
+      return conv_of_pending(
+          self.convolve or functools.partial(conv2d, stride=self.stride,
+                                             dilation=self.dilation),
+          x, kernel)
+    x = x.astype(self.dtype)
     if self.convolve is None:
-      geometry = self.stride, self.dilation
       values = prepacked(
           self, "values", lambda: kernel_values(x, kernel, *geometry))
       y = conv2d(x, kernel, *geometry, values)
@@ -98,16 +106,17 @@ class BatchNorm(nn.Module):
   n / (n - 1), as PyTorch's: at pyramid bin 1 and batch 16 that is 6.7 %.
   `momentum` is the share of the old value that stays (PyTorch's 1 - 0.1).
   `pair_width` is of a map in pairs, whose filler counts for nothing and
-  becomes 0.
+  becomes 0. With `pending` the normalisation is left to who wants the map.
   """
   momentum: float = 0.9
   epsilon: float = 1e-5
   pair_width: int | None = None
+  pending: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    paired = self.pair_width is not None
+  def __call__(self, x: Array, train: bool) -> Any:
+    raw, paired = x, self.pair_width is not None
     each = 2 if paired else 1  # Columns in a pixel.
     features = (x.shape[-1] // each,)
     scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
@@ -140,6 +149,10 @@ class BatchNorm(nn.Module):
     else:
       mean, var = running_mean.value, running_var.value
     gain = scale * jax.lax.rsqrt(var + self.epsilon)
+    if self.pending:
+      vectors = (jnp.tile(v, each) for v in (gain, bias - mean * gain))
+      return Term(raw, *(vectors if inside is None else (
+          jnp.where(inside, v, 0) for v in vectors)))
     y = x * jnp.tile(gain, each) + jnp.tile(bias - mean * gain, each)
     if inside is not None:
       y = jnp.where(inside, y, 0)
@@ -150,7 +163,9 @@ class ConvBNReLU(nn.Module):
   """Convolution, BatchNorm and (unless `relu=False`) ReLU.
 
   With `norm=False` a bias stands in for the BatchNorm. `convolve` and
-  `in_features` are `Conv`'s, `pair_width` is `BatchNorm`'s.
+  `in_features` are `Conv`'s, `pair_width` is `BatchNorm`'s. With `pending` it
+  is a `Pending` map, or without ReLU a term of one. Of a `Pending` map it
+  returns (the map, the result).
   """
   features: int
   size: int = 3
@@ -161,15 +176,24 @@ class ConvBNReLU(nn.Module):
   pair_width: int | None = None
   relu: bool = True
   norm: bool = True
+  pending: bool = False
   kernel_init: Any = kaiming_normal
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    x = Conv(self.features, self.size, self.stride, self.dilation,
+  def __call__(self, x: Array | Pending, train: bool) -> Any:
+    y = Conv(self.features, self.size, self.stride, self.dilation,
              self.convolve, self.in_features, use_bias=not self.norm,
              kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
+    if isinstance(x, Pending):
+      x, y = y
+      return x, self._normalise(y, train)
+    return self._normalise(y, train)
+
+  def _normalise(self, y, train):
     if self.norm:
-      x = BatchNorm(pair_width=self.pair_width, dtype=self.dtype,
-                    name="bn")(x, train)
-    return nn.relu(x) if self.relu else x
+      y = BatchNorm(pair_width=self.pair_width, pending=self.pending,
+                    dtype=self.dtype, name="bn")(y, train)
+    if self.pending:
+      return Pending((y,), None) if self.relu else y
+    return nn.relu(y) if self.relu else y

@@ -174,6 +174,8 @@ class PSPNet(nn.Module):
       convolve = None
       if self.packed:
         convolve = functools.partial(phases.conv, phases=phases3)
+        # Not before the pyramid, whose products take the most memory.
+        layer3, logits = jax.lax.optimization_barrier((layer3, logits))
       x = ConvBNReLU(self.aux_channels or layer3.shape[-1] // 4,
                      convolve=convolve, kernel_init=torch_uniform,
                      dtype=self.dtype, name="aux")(layer3, train)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from psp_jax.models import pairs, phases
 from psp_jax.models.convolution import add_relu, max_pool_3x3
 from psp_jax.models.layers import ConvBNReLU, avg_pool_2x2
+from psp_jax.models.pending import Pending, settle
 
 # depth -> (blocks of layer1..4, block kind). 10 and 14 are timm's one-block
 # stages: nets for small machines, and the ones whose receptive field is small.
@@ -66,7 +67,8 @@ class BasicBlock(nn.Module):
 class BottleneckBlock(nn.Module):
   """1x1 - 3x3 - 1x1; dilation in the 3x3, stride there or in the first 1x1.
 
-  `by_rows` is how the 3x3 is computed, see `phases`.
+  `by_rows` is how the 3x3 is computed, see `phases`; with `pending` the sum is
+  left to the block that follows, see `pending`.
   """
   features: int  # After the expansion by 4.
   stride: int = 1
@@ -75,30 +77,35 @@ class BottleneckBlock(nn.Module):
   first: bool = False
   avg_down: bool = False
   by_rows: bool = False
+  pending: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+  def __call__(self, x: Any, train: bool) -> Any:
     inner = self.features // EXPANSION["bottleneck"]
     stride1, stride2 = ((self.stride, 1) if self.stride_in == "1x1"
                         else (1, self.stride))
-    y = ConvBNReLU(inner, 1, stride1, dtype=self.dtype,
-                   name="conv1")(x, train)
     convolve = None
     if self.by_rows and stride2 == 1:
       convolve = functools.partial(
           phases.conv_by_rows, dilation=self.dilation)
+    y = ConvBNReLU(inner, 1, stride1, dtype=self.dtype,
+                   name="conv1")(x, train)
+    if isinstance(x, Pending):
+      x, y = y
     y = ConvBNReLU(inner, 3, stride2, self.dilation, convolve,
                    dtype=self.dtype, name="conv2")(y, train)
-    y = ConvBNReLU(self.features, 1, relu=False, dtype=self.dtype,
-                   name="conv3")(y, train)
+    y = ConvBNReLU(self.features, 1, relu=False, pending=self.pending,
+                   dtype=self.dtype, name="conv3")(y, train)
     if self.first:
       stride = self.stride
       if self.avg_down:
         x, stride = avg_pool_2x2(x, stride), 1
-      x = ConvBNReLU(self.features, 1, stride, relu=False,
+      x = ConvBNReLU(self.features, 1, stride, relu=False, pending=self.pending,
                      dtype=self.dtype, name="downsample")(x, train)
-    return add_relu(x, y)
+    if not self.pending:
+      return add_relu(x, y)
+    return Pending((x, y), None) if self.first else Pending((y,), x)
 
 
 class ResNet(nn.Module):
@@ -128,15 +135,18 @@ class ResNet(nn.Module):
     blocks, kind = ARCHITECTURES[self.depth]
     stem = [self._width(c) for c in STEMS[self.stem]]
     width = -(-x.shape[2] // 2)
+    recompute = self.packed and train and not self.remat
     for i, features in enumerate(stem):
       packing: dict[str, Any] = {}
       if self.packed:
         packing = dict(
             convolve=pairs.conv if i else pairs.conv_of_images,
-            in_features=stem[i - 1] if i else None, pair_width=width)
-      x = ConvBNReLU(features, 7 if len(stem) == 1 else 3,
+            in_features=stem[i - 1] if i else None, pair_width=width,
+            pending=recompute and i + 1 < len(stem))
+      y = ConvBNReLU(features, 7 if len(stem) == 1 else 3,
                      2 if i == 0 else 1, dtype=self.dtype,
                      name=f"stem_conv{i + 1}", **packing)(x, train)
+      x = y[1] if isinstance(x, Pending) else y
     x = pairs.max_pool_3x3(x) if self.packed else max_pool_3x3(x)
 
     taps = []
@@ -155,10 +165,14 @@ class ResNet(nn.Module):
         if self.packed and kind == "bottleneck" and not avg_down:
           height, width = (size * before for size in x.shape[1:3])
           num_phases = math.gcd(2, own, height, width)
-        x = phases.change(x, before, num_phases)
+        if before != num_phases:
+          x = settle(x) if isinstance(x, Pending) else x
+          x = phases.change(x, before, num_phases)
         x = self._block(kind, features, stride if first else 1,
                         own // num_phases, first, avg_down,
                         by_rows=self.packed and num_phases == 1,
+                        # Of two sums one is kept, to compute the other from.
+                        pending=recompute and b % 2 == 0 and b + 1 < num_blocks,
                         name=f"layer{stage}_{b}")(x, train)
       dilation_before = dilation
       taps.append(x)
@@ -167,13 +181,13 @@ class ResNet(nn.Module):
   def _width(self, channels: int) -> int:
     return max(1, round(channels * self.width_multiplier))
 
-  def _block(self, kind, features, stride, dilation, first, avg_down, by_rows,
-             name):
+  def _block(self, kind, features, stride, dilation, first, avg_down, name,
+             **forms):
     common = dict(features=features, stride=stride, dilation=dilation,
                   dtype=self.dtype, name=name)
     if kind == "bottleneck":
       common.update(stride_in=self.stride_in, first=first, avg_down=avg_down,
-                    by_rows=by_rows)
+                    **forms)
     block = BasicBlock if kind == "basic" else BottleneckBlock
     if self.remat:
       block = nn.remat(block, static_argnums=(2,))  # `train`.
