@@ -73,10 +73,10 @@ class Conv(nn.Module):
     kernel = kernel.astype(self.dtype)
     geometry = self.stride, self.dilation
     if isinstance(x, Pending):
-      return conv_of_pending(
-          self.convolve or functools.partial(conv2d, stride=self.stride,
-                                             dilation=self.dilation),
-          x, kernel)
+      assert not self.use_bias  # BatchNorm comes after it.
+      convolve = self.convolve or functools.partial(
+          conv2d, stride=self.stride, dilation=self.dilation)
+      return conv_of_pending(convolve, x, kernel)
     x = x.astype(self.dtype)
     if self.convolve is None:
       values = prepacked(
