@@ -98,7 +98,8 @@ def _prune(folder: pathlib.Path, max_bytes: int) -> None:
     except FileNotFoundError:
       continue  # Another process prunes as well.
     used = max(status.st_atime, status.st_mtime)
-    entries.append((used, status.st_size, path))
+    # One file of two names (`kept_programs`) counts once.
+    entries.append((used, status.st_size / status.st_nlink, path))
   excess = sum(size for _, size, _ in entries) - max_bytes
   for _, size, path in sorted(entries):
     if excess <= 0:

@@ -115,6 +115,12 @@ def test_what_was_used_longest_ago_goes_first(
   compilation_cache.enable()
   assert {p.name for p in folder.iterdir()} == {
       "read-cache", "new-cache", "notes.txt"}
+  # Of a file of two names each is half.
+  os.link(folder / "new-cache", folder / "again-cache")
+  jax.config.update("jax_compilation_cache_dir", None)
+  compilation_cache.enable()
+  assert {"read-cache", "new-cache", "again-cache"} <= {
+      p.name for p in folder.iterdir()}
   # A folder that others chose is theirs to clean.
   monkeypatch.setattr(compilation_cache, "_MAX_BYTES", 0)
   compilation_cache.enable(str(folder))
