@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from psp_jax import default_config, kept_programs
+from psp_jax import default_config
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,6 +23,8 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import jax  # noqa: E402  After the environment is set.
+
+from psp_jax import kept_programs  # noqa: E402  It imports JAX.
 
 jax.config.update("jax_num_cpu_devices", 8)
 
