@@ -36,8 +36,8 @@ def enable(folder: str | None) -> None:
   Buckets (gs://...) are left to JAX's own cache.
   """
   global _folder
-  local = folder is not None and "://" not in folder
-  _folder = pathlib.Path(folder) if folder is not None and local else None
+  nowhere = folder is None or "://" in folder
+  _folder = None if nowhere else pathlib.Path(str(folder))
 
 
 def kept(name: str, function, config, *also):

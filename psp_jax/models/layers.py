@@ -71,7 +71,6 @@ class Conv(nn.Module):
     shape = (self.size, self.size, in_features, self.features)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     kernel = kernel.astype(self.dtype)
-    geometry = self.stride, self.dilation
     if isinstance(x, Pending):
       assert not self.use_bias  # BatchNorm comes after it.
       convolve = self.convolve or functools.partial(
@@ -79,6 +78,7 @@ class Conv(nn.Module):
       return conv_of_pending(convolve, x, kernel)
     x = x.astype(self.dtype)
     if self.convolve is None:
+      geometry = self.stride, self.dilation
       values = prepacked(
           self, "values", lambda: kernel_values(x, kernel, *geometry))
       y = conv2d(x, kernel, *geometry, values)
